@@ -1,0 +1,35 @@
+"""The one exception a user sees: a sentence that names the file, the row and the remedy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+__all__ = ["UserError", "run_main"]
+
+
+class UserError(Exception):
+    """A mistake the user can mend.  Its text is shown alone, without a stack trace.
+
+    `code` is the exit status: 2 for bad arguments or input, 1 for work that ended incomplete.
+    """
+
+    def __init__(self, message: str, *, code: int = 2):
+        super().__init__(message)
+        self.code = code
+
+
+def run_main(main: Callable[[], int | None]) -> int:
+    """Run a script's main function and turn a `UserError` or Ctrl-C into one line and an exit status."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is saved; the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our stdout (`| head`) went away: nothing is wrong, nothing more can be said there.
+        sys.stderr.close()
+        return 141

@@ -1,0 +1,1 @@
+"""Labelers: responses in, labels out."""
