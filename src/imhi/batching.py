@@ -1,4 +1,4 @@
-"""Batches of rows of similar length, longest first, and the splitting of a batch that ran out of memory.
+"""Batches of rows of similar length, longest first, and the splitting of a batch that failed.
 
 Longest first, so that a memory error comes at once and the progress bar errs on the safe side
 (the order of lm-evaluation-harness).  The plan is a pure function of the lengths, so that a resumed run
@@ -39,28 +39,39 @@ def run_split(
     work: Callable[[Sequence[int]], Result],
     *,
     on_split: Callable[[int], None] | None = None,
+    on_failure: Callable[[int, Exception], Result] | None = None,
 ) -> Iterator[tuple[Sequence[int], Result]]:
     """Run `work` on `items`; where memory runs out, halve them and go on.
 
     Yields (items, result) parts that together cover `items` in order.  `on_split` is told the size that did
-    not fit.  An out-of-memory error on a single item, and any other error, is raised.
+    not fit.  An out-of-memory error on a single item, and any other error, is raised; with `on_failure`, any
+    error of the work halves its batch until the failing item stands alone, whose result is
+    ``on_failure(item, error)``, so that one bad row costs no other row.
     """
-    try:
-        result = work(items)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(items) == 1:
-            raise
-        failed_size = len(items)
-    else:
-        yield items, result
-        return
-    # Outside the except block: the traceback would keep the failed batch's tensors alive.
-    _release_memory()
-    if on_split is not None:
-        on_split(failed_size)
-    middle = (len(items) + 1) // 2
-    yield from run_split(items[:middle], work, on_split=on_split)
-    yield from run_split(items[middle:], work, on_split=on_split)
+    waiting = [items]
+    while waiting:
+        part = waiting.pop()
+        out_of_memory = False
+        try:
+            result = work(part)
+        except (RuntimeError, ValueError, LookupError, MemoryError) as error:
+            out_of_memory = is_out_of_memory(error)
+            splittable = len(part) > 1 and (out_of_memory or on_failure is not None)
+            if not splittable:
+                if on_failure is None:
+                    raise
+                result = on_failure(part[0], error)
+        else:
+            splittable = False
+        if not splittable:
+            yield part, result
+            continue
+        # Outside the except block: the traceback would keep the failed batch's tensors alive.
+        _release_memory()
+        if on_split is not None and out_of_memory:
+            on_split(len(part))
+        middle = (len(part) + 1) // 2
+        waiting += [part[middle:], part[:middle]]
 
 
 def _release_memory() -> None:

@@ -124,7 +124,7 @@ def _yes_no(yes: str, no: str) -> tuple[Label, ...]:
 _YES_NO_RULE = (("yes", "yes"), ("no", "no"))
 
 
-def _condition(name: str, condition: str, task: str, published: int, released: int | None) -> Dataset:
+def _condition(name: str, condition: str, adjective: str, task: str, published: int, released: int | None) -> Dataset:
     """A yes/no set that asks whether the poster suffers from one condition."""
     return Dataset(
         name=name,
@@ -135,7 +135,12 @@ def _condition(name: str, condition: str, task: str, published: int, released: i
             f"Yes, the poster suffers from {condition}.",
             f"No, the poster does not suffer from {condition}.",
         ),
-        claims=(rf"(?:suffers?|suffering) from {condition}",),
+        claims=(
+            rf"(?:suffers?|suffering) from {condition}",
+            rf"(?:signs?|symptoms?|evidence|indications?) of {condition}",
+            rf"experienc(?:es?|ing) {condition}",
+            rf"(?:is|feels?|seems?) (?:not )?{adjective}",
+        ),
         published_rule=_YES_NO_RULE,
         published_default="no",
         published_test_rows=published,
@@ -144,15 +149,17 @@ def _condition(name: str, condition: str, task: str, published: int, released: i
 
 
 _NO_DISORDER = (
+    r"not (?:show|indicate|suggest|have) (?:any )?(?:(?:signs?|symptoms?|evidence) of )?(?:any )?mental (?:health )?"
+    r"(?:disorders?|illness(?:es)?|conditions?|issues?|problems?)",
     r"no (?:(?:signs?|symptoms?|evidence) of )?(?:any )?mental (?:health )?"
     r"(?:disorders?|illness(?:es)?|conditions?|issues?|problems?)",
 )
 
 
 _TABLE = (
-    _condition("DR", "depression", "depression detection", 405, 405),
-    _condition("CLP", "depression", "depression detection", 299, None),
-    _condition("dreaddit", "stress", "stress detection", 414, 414),
+    _condition("DR", "depression", "depressed", "depression detection", 405, 405),
+    _condition("CLP", "depression", "depressed", "depression detection", 299, None),
+    _condition("dreaddit", "stress", "stressed", "stress detection", 414, 414),
     Dataset(
         name="swmh",
         task="mental disorder detection",
@@ -354,7 +361,11 @@ _TABLE = (
                 "none",
                 "This post shows no causes of depression.",
                 "none.",
-                (r"no (?:specific |clear |apparent )?(?:causes?|reasons?)(?: (?:of|for) depression)?", r"none"),
+                (
+                    r"no (?:specific |clear |apparent )?(?:causes?|reasons?)(?: (?:of|for) depression)?",
+                    r"not show (?:any )?(?:specific |clear )?causes?(?: of depression)?",
+                    r"none",
+                ),
             ),
             Label(
                 "bias or abuse",
@@ -404,7 +415,7 @@ _TABLE = (
         published_test_rows=625,
         released_test_rows=625,
     ),
-    _condition("loneliness", "loneliness", "loneliness detection", 531, 528),
+    _condition("loneliness", "loneliness", "lonely", "loneliness detection", 531, 528),
     Dataset(
         name="MultiWD",
         task="wellness dimension detection",

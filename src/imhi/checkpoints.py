@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +20,23 @@ from imhi.errors import UserError
 from imhi.talk import say
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["EMBEDDED", "check_tokenizer", "fingerprint", "load_tokenizer", "locate", "read_config"]
+__all__ = [
+    "EMBEDDED",
+    "Generator",
+    "GeneratorSpec",
+    "check_tokenizer",
+    "convert_gguf",
+    "fingerprint",
+    "load_generator",
+    "load_tokenizer",
+    "locate",
+    "locate_generator",
+    "read_config",
+    "weight_files",
+]
 
 
 @dataclass(frozen=True)
@@ -233,3 +248,287 @@ def _keeps_words_apart(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A model that answers prompts, ready to run: weights on the device, decoding defaults reset to greedy.
+
+    Attributes
+    ----------
+    kind : "causal" (answers continue the prompt) or "seq2seq" (BART, T5).
+    context : hard limit on positions: prompt and answer for causal models, prompt alone for seq2seq;
+        None where the architecture has none (T5).
+    facts : what the manifest records: classes, dtype, fingerprints, which guards had to act.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    kind: str
+    context: int | None
+    device: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GeneratorSpec:
+    """Which generator to load: checked and located, nothing loaded yet."""
+
+    folder: Path
+    adapter: Path | None
+    kind: str
+    config: dict[str, Any]
+    name: str
+    adapter_name: str | None
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the model this model, wherever its files lie: what must not change when a run is resumed."""
+        return {
+            "model_files": fingerprint(self.folder),
+            "adapter_files": fingerprint(self.adapter) if self.adapter else None,
+        }
+
+
+def locate_generator(
+    model: str | None, *, lora_path: str | None = None, llama: bool = False, default: str = "embedded:smollm2"
+) -> GeneratorSpec:
+    """Find and check a generator without loading it.
+
+    Parameters
+    ----------
+    model : path, GGUF file, hub id or ``embedded:`` name.  None: the adapter's base model, else `default`.
+    lora_path : a PEFT adapter folder.
+    llama : the published ``--llama``: require a LLaMA checkpoint.
+
+    Raises
+    ------
+    UserError
+        A wrong path, a classifier, an adapter in place of a model, a missing tokenizer: what was found and expected.
+    """
+    adapter = locate(lora_path, flag="--lora_path") if lora_path else None
+    if adapter is not None:
+        base = _adapter_base(adapter)
+        if model is None:
+            if not base:
+                raise UserError(f"--lora_path: {adapter} names no base model; give it with --model_path")
+            model = base
+    name = model if model is not None else default
+    folder = locate(name)
+    gguf = _gguf_file(folder)
+    if gguf is not None:
+        folder = convert_gguf(gguf)
+    config = read_config(folder)
+    kind = _generator_kind(config, folder)
+    if llama and config.get("model_type") != "llama":
+        raise UserError(f"--llama: {folder} is a {config.get('model_type')!r} checkpoint, not LLaMA; leave --llama out")
+    if not any((folder / file).exists() for file in TOKENIZER_FILES):
+        raise UserError(f"--model_path: {folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
+    if not weight_files(folder):
+        raise UserError(f"--model_path: {folder} has no weights (no *.safetensors or *.bin file)")
+    return GeneratorSpec(folder, adapter, kind, config, str(name), str(lora_path) if lora_path else None)
+
+
+def _adapter_base(adapter: Path) -> str | None:
+    config = adapter / "adapter_config.json"
+    if not config.exists():
+        what = "a model checkpoint" if (adapter / "config.json").exists() else "no adapter_config.json"
+        raise UserError(f"--lora_path: {adapter} holds {what}; expected a PEFT adapter folder with adapter_config.json")
+    if not any((adapter / f"adapter_model.{suffix}").exists() for suffix in ("safetensors", "bin")):
+        raise UserError(f"--lora_path: {adapter} has no adapter_model.safetensors (or .bin)")
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--lora_path: {config} is not JSON ({error})") from None
+
+
+def _gguf_file(path: Path) -> Path | None:
+    """The GGUF file that a path means: the file itself, or the only one in a folder without config.json."""
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return path
+        raise UserError(
+            f"--model_path: {path} is a {path.suffix or 'plain'} file; expected a checkpoint folder or a .gguf file"
+        )
+    if (path / "config.json").exists():
+        return None
+    found = sorted(path.glob("*.gguf"))
+    if len(found) > 1:
+        raise UserError(
+            f"--model_path: {path} has {len(found)} GGUF files; name one of {', '.join(f.name for f in found)}"
+        )
+    return found[0] if found else None
+
+
+def _generator_kind(config: dict[str, Any], folder: Path) -> str:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
+
+    architectures = config.get("architectures") or []
+    model_type = config.get("model_type", "")
+    generative = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    wrong = [name for name in architectures if not name.endswith(generative)]
+    if wrong:
+        raise UserError(
+            f"--model_path: {folder} holds {', '.join(wrong)}; expected a model that generates text "
+            "(LLaMA or another causal model, BART, T5)"
+        )
+    if config.get("is_encoder_decoder") and model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return "seq2seq"
+    if not config.get("is_encoder_decoder") and model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "causal"
+    raise UserError(
+        f"--model_path: {folder} is a {model_type!r} checkpoint ({', '.join(architectures) or 'no architecture named'}), "
+        "which transformers has no text generation for"
+    )
+
+
+def load_generator(spec: GeneratorSpec, *, device: str, dtype: torch.dtype) -> Generator:
+    """Load a generator, merge its adapter, and reset its decoding to plain greedy.
+
+    Guards: ``use_cache: false`` in the config (decoding would be quadratic), a null pad token, the padding side,
+    empty and space-dropping tokenizers, an adapter that changes nothing, decoding settings in
+    ``generation_config.json`` (beams, ``min_length``, repetition penalties: the answer would not be greedy).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    guards: list[str] = []
+    tokenizer = load_tokenizer(spec.folder)
+    tokenizer.padding_side = "left" if spec.kind == "causal" else "right"
+    loader = AutoModelForCausalLM if spec.kind == "causal" else AutoModelForSeq2SeqLM
+    try:
+        model, info = loader.from_pretrained(
+            str(spec.folder), dtype=dtype, trust_remote_code=False, output_loading_info=True, low_cpu_mem_usage=True
+        )
+    except (OSError, ValueError, RuntimeError, EOFError) as error:
+        raise UserError(f"--model_path: {spec.folder} does not load ({_first_line(error)})") from error
+    missing = sorted(info.get("missing_keys") or [])
+    if missing:
+        raise UserError(
+            f"--model_path: {spec.folder} lacks {len(missing)} weights ({', '.join(missing[:3])} ...); "
+            "they would be random. Is a shard missing, or is this another architecture?"
+        )
+    model.to(device).eval()
+    if spec.adapter is not None:
+        model = _merge_adapter(model, tokenizer, spec.adapter)
+    if not getattr(model.config, "use_cache", True):
+        guards.append("use_cache: false in config.json, switched on")
+    model.config.use_cache = True
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        guards.append(f"no pad token, {tokenizer.pad_token!r} used")
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embeddings and max(tokenizer.get_vocab().values()) >= embeddings:
+        raise UserError(
+            f"--model_path: the tokenizer in {spec.folder} has {len(tokenizer)} entries, the model {embeddings}; "
+            "they do not belong together"
+        )
+    model.generation_config = _greedy_config(model, tokenizer)
+    facts = {
+        "class": type(model).__name__,
+        "kind": spec.kind,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(dtype).removeprefix("torch."),
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "tokenizer": type(tokenizer).__name__,
+        "vocabulary": len(tokenizer),
+        "torch_threads": torch.get_num_threads(),
+        "guards": guards,
+    }
+    context = getattr(model.config, "max_position_embeddings", None)
+    return Generator(model, tokenizer, spec.kind, context, device, facts)
+
+
+def _greedy_config(model: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """A fresh generation config: greedy, and from the checkpoint only the ids that belong to its vocabulary."""
+    from transformers import GenerationConfig
+
+    given = model.generation_config
+    eos: set[int] = set()
+    for source in (given.eos_token_id, getattr(model.config, "eos_token_id", None), tokenizer.eos_token_id):
+        eos.update(source if isinstance(source, (list, tuple)) else [] if source is None else [source])
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        bos_token_id=given.bos_token_id,
+        eos_token_id=sorted(eos) or None,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=given.decoder_start_token_id,
+        forced_bos_token_id=given.forced_bos_token_id,
+    )
+
+
+def _merge_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, adapter: Path) -> Any:
+    """Merge a LoRA adapter into its base; UserError if the merged model gives the same logits as the base."""
+    import torch
+    from peft import PeftModel
+
+    probe = tokenizer(PROBE, return_tensors="pt").to(model.device)
+    if model.config.is_encoder_decoder:
+        probe["decoder_input_ids"] = probe["input_ids"][:, :4]
+    probe.pop("token_type_ids", None)
+    with torch.inference_mode():
+        before = model(**probe).logits.float()
+    try:
+        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        raise UserError(
+            f"--lora_path: {adapter} does not fit the base model ({_first_line(error)}); "
+            "is --model_path the model it was trained on?"
+        ) from error
+    merged.eval()
+    with torch.inference_mode():
+        after = merged(**probe).logits.float()
+    if torch.equal(before, after):
+        raise UserError(
+            f"--lora_path: {adapter} does not change the model's logits; it is untrained or not of this base model"
+        )
+    return merged
+
+
+def convert_gguf(path: Path) -> Path:
+    """Dequantise a GGUF checkpoint to bfloat16 safetensors, once, in the cache folder; returns the folder.
+
+    Loading GGUF through transformers takes many times longer than loading the converted copy.
+    """
+    digest = _digest(path).rpartition(":")[2][:16]
+    folder = cache_folder() / "gguf" / f"{path.stem}-{digest}"
+    if (folder / "config.json").exists():
+        return folder
+    say(f"converting {path.name} to bfloat16, once, into {folder} (about half a minute for 100 MB)")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path.parent), gguf_file=path.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise UserError(f"--model_path: {path} does not load as GGUF ({_first_line(error)})") from error
+    # transformers refuses to save what it still takes for quantised weights; they are plain tensors by now.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    partial = folder.with_name(folder.name + f".part{os.getpid()}")
+    partial.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(partial), max_shard_size="4GB")
+    tokenizer.save_pretrained(str(partial))
+    source = {"source": path.name, "digest": _digest(path), "dtype": "bfloat16"}
+    (partial / "converted_from.json").write_text(json.dumps(source, indent=1), encoding="utf-8")
+    try:
+        partial.rename(folder)
+    except OSError:
+        # Another process converted the same file meanwhile; its copy is as good.
+        if not (folder / "config.json").exists():
+            raise
+        shutil.rmtree(partial)
+    return folder

@@ -42,9 +42,9 @@ GOLD_COLUMN = "gpt-3.5-turbo"
 TRAINING_COLUMNS = ("post", "question", "response")
 
 # What pandas.read_csv takes for a missing value by default; such a text would not come back as itself.
+_NUMERIC_MISSING = ("-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "NaN", "nan")
 PANDAS_MISSING = frozenset(
-    ["#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"]
-    + ["N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
+    (*_NUMERIC_MISSING, "#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "None", "n/a", "null")
 )
 
 

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["progress_bar", "say", "table"]
+__all__ = ["progress_bar", "say", "show", "table"]
 
 
 def say(text: str) -> None:
     """One line of talk on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """A result on stdout."""
+    print(text, flush=True)
 
 
 def progress_bar(total: int, what: str, *, unit: str = "row", initial: int = 0) -> tqdm:

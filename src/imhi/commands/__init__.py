@@ -8,10 +8,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
-from imhi.errors import run_main
+from imhi.devices import DTYPES
+from imhi.engines import Decoding
+from imhi.errors import UserError, run_main
 
-__all__ = ["run_script"]
+__all__ = [
+    "add_device_arguments",
+    "add_model_arguments",
+    "add_sampling_arguments",
+    "decoding_from",
+    "model_output_folder",
+    "positive",
+    "run_script",
+]
 
 
 def run_script(command: str, argv: Sequence[str] | None = None) -> int:
@@ -21,3 +32,85 @@ def run_script(command: str, argv: Sequence[str] | None = None) -> int:
     module.add_arguments(parser)
     arguments = parser.parse_args(argv)
     return run_main(lambda: module.run(arguments))
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def model_output_folder(name: str) -> Path:
+    """Where a run lies: a plain name is a folder under ``model_output/``, anything with a slash is a path.
+
+    ``model_output/`` is the repository's own, as published, when the toolkit runs from a checkout, else the one in
+    the working directory.
+    """
+    if not name.strip():
+        raise UserError("--model_output_path is empty; give the run a name")
+    if "/" in name or name in {".", ".."}:
+        return Path(name).expanduser()
+    checkout = Path(__file__).parents[3]
+    base = checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+    return base / "model_output" / name
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags that name a generator."""
+    parser.add_argument(
+        "--model_path",
+        help="checkpoint folder, GGUF file, hub id or embedded:smollm2\n(default: the adapter's base, else embedded:smollm2)",
+    )
+    parser.add_argument("--llama", action="store_true", help="the checkpoint is LLaMA (checked)")
+    parser.add_argument("--lora", action="store_true", help="apply the adapter of --lora_path")
+    parser.add_argument("--lora_path", help="PEFT adapter folder; merged into the model")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser, *, dtype: str = "auto") -> None:
+    """Flags that say where and in which number format a model runs."""
+    parser.add_argument("--cuda", action="store_true", help="run on the first GPU")
+    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default cpu, or cuda:0 with --cuda)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=dtype,
+        help=f"number format (default {dtype}; auto: bfloat16 where the hardware has it, else float32)",
+    )
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags that say how answers are decoded."""
+    parser.add_argument("--max_new_tokens", type=positive, default=512, help="limit of an answer (default 512)")
+    parser.add_argument("--max_length", type=positive, help="limit of prompt and answer together (published: 2048)")
+    parser.add_argument("--chat_template", action="store_true", help="wrap prompts in the tokenizer's chat template")
+    parser.add_argument("--do_sample", action="store_true", help="sample instead of greedy decoding")
+    parser.add_argument("--temperature", type=float, help="with --do_sample (default 1.0)")
+    parser.add_argument("--top_p", type=float, help="with --do_sample (default 1.0)")
+    parser.add_argument("--top_k", type=int, help="with --do_sample (default 0: off)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default 0)")
+
+
+def decoding_from(arguments: argparse.Namespace) -> Decoding:
+    """Checked decoding settings from the flags of `add_model_arguments` and `add_sampling_arguments`."""
+    if arguments.lora and not arguments.lora_path:
+        raise UserError("--lora needs --lora_path, the folder of the adapter")
+    given = {name: getattr(arguments, name) for name in ("temperature", "top_p", "top_k")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not arguments.do_sample:
+        raise UserError(f"--{next(iter(given))} has no effect on greedy decoding; add --do_sample")
+    if given.get("temperature", 1.0) <= 0:
+        raise UserError("--temperature must be above 0; greedy decoding is the default without --do_sample")
+    if not 0 < given.get("top_p", 1.0) <= 1:
+        raise UserError("--top_p must be above 0 and at most 1")
+    if given.get("top_k", 0) < 0:
+        raise UserError("--top_k must be 0 (off) or more")
+    return Decoding(
+        max_new_tokens=arguments.max_new_tokens,
+        max_length=arguments.max_length,
+        do_sample=arguments.do_sample,
+        seed=arguments.seed,
+        chat_template=arguments.chat_template,
+        **given,
+    )

@@ -1,1 +1,73 @@
-"""Engines: prompts in, completions out; one file an engine."""
+"""Engines: prompts in, completions out; one file an engine, and this contract between them.
+
+An engine gets all prompts of a run and the ids that are done already, and yields completions in any order, in
+groups that the caller journals at once.  It plans its batches over *all* prompts, so that a resumed run computes
+what is left in the batches of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+__all__ = ["Completion", "Decoding", "Engine", "Prompt"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the benchmark words it, before any chat template, with the row's id."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An engine's answer to one prompt.
+
+    Attributes
+    ----------
+    text : the new text alone, without special tokens, stripped of surrounding white space.
+    prompt_tokens, new_tokens : counts; `new_tokens` leaves out the end-of-sequence token.
+    finish_reason : "stop" (the model ended), "length" (a limit ended it) or "error".
+    prompt_truncated : whether the prompt was cut to the model's limit (encoder-decoders only).
+    error : what went wrong, if something did; then `text` is empty.
+    """
+
+    id: str
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    finish_reason: str
+    prompt_truncated: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are decoded.  Greedy unless `do_sample`; `max_length` bounds prompt and answer together."""
+
+    max_new_tokens: int = 512
+    max_length: int | None = None
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    chat_template: bool = False
+
+
+class Engine(Protocol):
+    """What a run needs of an engine."""
+
+    name: str
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the manifest: classes, versions, batch plan, guards that had to act."""
+
+    def prompt_token_ids(self, prompt: Prompt) -> list[int]:
+        """The token ids that the model is given for a prompt."""
+
+    def complete(self, prompts: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Completion]]:
+        """Completions of the prompts whose id is not in `done`, in groups, in any order."""

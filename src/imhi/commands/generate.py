@@ -1,0 +1,82 @@
+"""``IMHI.py`` and ``imhi generate``: a response to every test item."""
+
+from __future__ import annotations
+
+import argparse
+
+from imhi.benchmark import DATASETS, SUITES
+from imhi.commands import (
+    add_device_arguments,
+    add_model_arguments,
+    add_sampling_arguments,
+    decoding_from,
+    model_output_folder,
+    positive,
+)
+
+DESCRIPTION = (
+    "Generate a response to every item of the IMHI benchmark; killed or interrupted, the same command goes on."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--model_output_path",
+        required=True,
+        help="name of the run (a folder under model_output/), or a path with a slash",
+    )
+    parser.add_argument("--test_dataset", choices=list(SUITES), default="IMHI", help="which test files (default IMHI)")
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"only these of {', '.join(DATASETS)} (default: all present)",
+    )
+    parser.add_argument("--limit", type=positive, help="at most this many rows a dataset, from the top")
+    parser.add_argument(
+        "--data_root", help="folder in the published layout (default $IMHI_DATA, else made-up sample rows)"
+    )
+    parser.add_argument(
+        "--rule_calculate", action="store_true", help="label the answers by rule and print accuracy and F1"
+    )
+    add_device_arguments(parser)
+    parser.add_argument("--batch_size", type=positive, default=8, help="rows a batch (default 8)")
+    add_sampling_arguments(parser)
+    parser.add_argument(
+        "--max_errors", type=int, default=10, help="stop after more than this many failed rows (default 10)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="discard an earlier run in the same folder")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    decoding = decoding_from(arguments)
+    from imhi.data import parse_dataset_names
+    from imhi.generation import GenerationRequest, generate_responses
+    from imhi.rule_labelling import label_folder_by_rules, rule_table
+    from imhi.talk import say, show
+
+    folder = generate_responses(
+        GenerationRequest(
+            output=model_output_folder(arguments.model_output_path),
+            model=arguments.model_path,
+            lora_path=arguments.lora_path,
+            llama=arguments.llama,
+            suite=arguments.test_dataset,
+            datasets=parse_dataset_names(arguments.datasets),
+            limit=arguments.limit,
+            data_root=arguments.data_root,
+            cuda=arguments.cuda,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            batch_size=arguments.batch_size,
+            decoding=decoding,
+            max_errors=arguments.max_errors,
+            overwrite=arguments.overwrite,
+        )
+    )
+    if arguments.rule_calculate:
+        show(rule_table(label_folder_by_rules(folder)))
+        say(f"figures in {folder / 'correctness.json'} and {folder / 'results.txt'}")
+    return 0

@@ -1,0 +1,181 @@
+"""The default engine: a transformers model in this process, in longest-first batches."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from imhi.batching import plan_batches, run_split
+from imhi.checkpoints import Generator
+from imhi.engines import Completion, Decoding, Prompt
+from imhi.errors import UserError
+from imhi.talk import say
+
+if TYPE_CHECKING:
+    from transformers import TextStreamer
+
+__all__ = ["TransformersEngine"]
+
+
+class TransformersEngine:
+    """Generates with `transformers`' ``generate``; causal and encoder-decoder models.
+
+    Parameters
+    ----------
+    generator : a loaded model (`imhi.checkpoints.load_generator`).
+    decoding : limits and sampling.
+    batch_size : rows a batch; a batch that runs out of memory is halved and the run goes on.
+    """
+
+    name = "transformers"
+
+    def __init__(self, generator: Generator, decoding: Decoding, *, batch_size: int):
+        self.generator = generator
+        self.decoding = decoding
+        self.batch_size = batch_size
+        self.memory_splits: list[int] = []
+        if decoding.chat_template and not generator.tokenizer.chat_template:
+            raise UserError("--chat_template: this model's tokenizer has no chat template; leave the flag out")
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **self.generator.facts,
+            "batch_plan": {
+                "order": "longest first",
+                "batch_size": self.batch_size,
+                "split_on_memory": self.memory_splits,
+            },
+        }
+
+    def prompt_token_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt: raw text with the tokenizer's own special tokens, or its chat template.
+
+        A doubled beginning-of-sequence token is dropped, and so is an end-of-sequence token that a causal
+        model's tokenizer appends: the model would take the prompt for finished.
+        """
+        tokenizer = self.generator.tokenizer
+        if self.decoding.chat_template:
+            message = [{"role": "user", "content": prompt.text}]
+            text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = tokenizer(prompt.text)["input_ids"]
+        while len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+            ids = ids[1:]
+        closes_itself = self.generator.kind == "causal" and not self.decoding.chat_template
+        if closes_itself and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]
+        return ids
+
+    def complete(self, prompts: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Completion]]:
+        encoded = [self._fit(self.prompt_token_ids(prompt)) for prompt in prompts]
+        impossible = [at for at, (ids, _) in enumerate(encoded) if self._room(len(ids)) < 1]
+        if refused := [
+            self._no_room(prompts[at], len(encoded[at][0])) for at in impossible if prompts[at].id not in done
+        ]:
+            yield refused
+        possible = sorted(set(range(len(prompts))) - set(impossible))
+        for batch in plan_batches([len(encoded[at][0]) for at in possible], self.batch_size):
+            rows = [possible[at] for at in batch]
+            if all(prompts[at].id in done for at in rows):
+                continue
+
+            def work(part: Sequence[int]) -> list[Completion]:
+                return self._generate([prompts[at] for at in part], [encoded[at] for at in part])
+
+            def failed(at: int, error: Exception) -> list[Completion]:
+                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+                return [Completion(prompts[at].id, "", len(encoded[at][0]), 0, "error", error=reason[:500])]
+
+            for _, completions in run_split(rows, work, on_split=self._note_split, on_failure=failed):
+                if fresh := [completion for completion in completions if completion.id not in done]:
+                    yield fresh
+
+    def stream(self, prompt: Prompt, streamer: TextStreamer) -> Completion:
+        """Answer one prompt and hand the text to `streamer` as it comes."""
+        ids, truncated = self._fit(self.prompt_token_ids(prompt))
+        if self._room(len(ids)) < 1:
+            return self._no_room(prompt, len(ids))
+        return self._generate([prompt], [(ids, truncated)], streamer=streamer)[0]
+
+    def _fit(self, ids: list[int]) -> tuple[list[int], bool]:
+        """An encoder-decoder's prompt cut to its positions, its closing token kept; (ids, whether cut)."""
+        limit = self.generator.context
+        if self.generator.kind == "causal" or limit is None or len(ids) <= limit:
+            return ids, False
+        return [*ids[: limit - 1], ids[-1]], True
+
+    def _room(self, prompt_tokens: int) -> int:
+        """New tokens that a prompt of this length may get."""
+        room = self.decoding.max_new_tokens
+        if self.generator.kind == "causal":
+            for limit in (self.decoding.max_length, self.generator.context):
+                if limit is not None:
+                    room = min(room, limit - prompt_tokens)
+        else:
+            # Decoder positions are counted from 0 and start with the decoder's start token.
+            for limit in (self.decoding.max_length, self.generator.context):
+                if limit is not None:
+                    room = min(room, limit - 1)
+        return room
+
+    def _no_room(self, prompt: Prompt, prompt_tokens: int) -> Completion:
+        limits = {"max_length": self.decoding.max_length, "context": self.generator.context}
+        stated = ", ".join(f"{name} {limit}" for name, limit in limits.items() if limit is not None)
+        reason = f"the prompt's {prompt_tokens} tokens leave no room for an answer ({stated})"
+        return Completion(prompt.id, "", prompt_tokens, 0, "error", error=reason)
+
+    def _note_split(self, size: int) -> None:
+        self.memory_splits.append(size)
+        say(f"out of memory with {size} rows in a batch: halved, and the run goes on")
+
+    def _generate(
+        self,
+        prompts: Sequence[Prompt],
+        encoded: Sequence[tuple[list[int], bool]],
+        *,
+        streamer: TextStreamer | None = None,
+    ) -> list[Completion]:
+        import torch
+
+        model, tokenizer = self.generator.model, self.generator.tokenizer
+        width = max(len(ids) for ids, _ in encoded)
+        tokens = torch.full((len(encoded), width), int(tokenizer.pad_token_id), dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        for at, (ids, _) in enumerate(encoded):
+            span = slice(width - len(ids), width) if self.generator.kind == "causal" else slice(0, len(ids))
+            tokens[at, span] = torch.tensor(ids, dtype=torch.long)
+            mask[at, span] = 1
+        rooms = [self._room(len(ids)) for ids, _ in encoded]
+        sampling: dict[str, Any] = {}
+        if self.decoding.do_sample:
+            # Seeded by the rows of the batch, so that a resumed run draws what an uninterrupted one draws.
+            torch.manual_seed(zlib.crc32(f"{self.decoding.seed}:{','.join(p.id for p in prompts)}".encode()))
+            sampling = {
+                "do_sample": True,
+                "temperature": self.decoding.temperature,
+                "top_p": self.decoding.top_p,
+                "top_k": self.decoding.top_k,
+            }
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=tokens.to(self.generator.device),
+                attention_mask=mask.to(self.generator.device),
+                max_new_tokens=max(rooms),
+                streamer=streamer,
+                **sampling,
+            )
+        start = width if self.generator.kind == "causal" else 1
+        ends = set(model.generation_config.eos_token_id or [])
+        completions = []
+        for prompt, (ids, truncated), new, room in zip(
+            prompts, encoded, output[:, start:].tolist(), rooms, strict=True
+        ):
+            new = new[:room]
+            end = next((at for at, token in enumerate(new) if token in ends), None)
+            kept = new if end is None else new[:end]
+            text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+            reason = "length" if end is None else "stop"
+            completions.append(Completion(prompt.id, text, len(ids), len(kept), reason, truncated))
+        return completions

@@ -1,0 +1,161 @@
+"""Generate a response to every test item: data root and model in, a run folder out."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imhi.checkpoints import GeneratorSpec, load_generator, locate_generator
+from imhi.data import LoadedSuite, load_suite, resolve_data_root, sha256_of
+from imhi.devices import pick_device, pick_dtype
+from imhi.engines import Decoding, Engine, Prompt
+from imhi.engines.transformers_engine import TransformersEngine
+from imhi.errors import UserError
+from imhi.runs import Run
+from imhi.talk import progress_bar, say
+
+__all__ = ["GenerationRequest", "generate_responses", "load_engine"]
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What to generate, with what, where to.  Paths and names as the user gave them."""
+
+    output: Path
+    model: str | None = None
+    lora_path: str | None = None
+    llama: bool = False
+    suite: str = "IMHI"
+    datasets: Sequence[str] = ()
+    limit: int | None = None
+    data_root: str | None = None
+    cuda: bool = False
+    device: str | None = None
+    dtype: str = "auto"
+    batch_size: int = 8
+    decoding: Decoding = field(default_factory=Decoding)
+    max_errors: int = 10
+    overwrite: bool = False
+
+
+def load_engine(
+    spec: GeneratorSpec, decoding: Decoding, *, device: str, dtype: str, batch_size: int
+) -> TransformersEngine:
+    """Load a located generator into the transformers engine."""
+    generator = load_generator(spec, device=device, dtype=pick_dtype(dtype, device))
+    return TransformersEngine(generator, decoding, batch_size=batch_size)
+
+
+def generate_responses(request: GenerationRequest) -> Path:
+    """Run `request` to its end, or go on with an interrupted run of it; returns the run folder.
+
+    Raises
+    ------
+    UserError
+        On anything the user can mend; with exit code 1 if rows failed, after everything else was saved.
+    """
+    device = pick_device(cuda=request.cuda, device=request.device)
+    root = resolve_data_root(request.data_root)
+    say(root.describe())
+    suite = load_suite(root, request.suite, datasets=request.datasets, limit=request.limit)
+    _say_rows(suite)
+    spec = locate_generator(request.model, lora_path=request.lora_path, llama=request.llama)
+    configuration = _configuration(request, suite, spec, str(pick_dtype(request.dtype, device)))
+    with Run(request.output, configuration, overwrite=request.overwrite) as run:
+        run.manifest["data_root"] = {"path": str(root.path), "source": root.source, "made_up_samples": root.is_samples}
+        done = run.done
+        session = {"model": spec.name, "adapter": spec.adapter_name, "device": device, "batch_size": request.batch_size}
+        if all(row.id in done for row in suite.rows):
+            say(f"{request.output}: all {len(suite.rows)} rows were generated before; nothing to do")
+            run.begin_session(session)
+            run.finish(suite.rows, {})
+            return request.output
+        if done:
+            say(f"{request.output}: going on, {len(done)} of {len(suite.rows)} rows are done")
+        engine = load_engine(spec, request.decoding, device=device, dtype=request.dtype, batch_size=request.batch_size)
+        _generate_into(run, engine, suite, request, session)
+    return request.output
+
+
+def _generate_into(
+    run: Run, engine: Engine, suite: LoadedSuite, request: GenerationRequest, session: dict[str, Any]
+) -> None:
+    prompts = [Prompt(row.id, row.query) for row in suite.rows]
+    first = engine.prompt_token_ids(prompts[0])
+    run.begin_session({**session, "engine": engine.describe()})
+    run.manifest.setdefault("first_prompt", {"id": prompts[0].id, "token_ids": first})
+    if run.manifest["first_prompt"]["token_ids"] != first:
+        raise UserError(
+            f"{run.folder}: the first prompt's token ids differ from the earlier session's; "
+            "the tokenizer or its library changed, so answers would not be comparable: --overwrite starts anew"
+        )
+    run.write_manifest()
+    started, new_tokens, failures = time.monotonic(), 0, 0
+    with progress_bar(len(prompts), "generating", initial=len(run.done)) as bar:
+        for group in engine.complete(prompts, done=run.done):
+            run.append(group)
+            failures += sum(completion.error is not None for completion in group)
+            new_tokens += sum(completion.new_tokens for completion in group)
+            bar.update(len(group))
+            bar.set_postfix_str(f"{new_tokens / (time.monotonic() - started):.0f} tokens/s")
+            if failures > request.max_errors:
+                break
+    seconds = round(time.monotonic() - started, 3)
+    facts = {"seconds": seconds, "new_tokens": new_tokens, "engine": engine.describe()}
+    if failures > request.max_errors:
+        run.end_session(suite.rows, facts)
+        raise UserError(
+            f"stopped after {failures} failed rows (--max_errors {request.max_errors}), the last one "
+            f"{run.failed[-1].id}: {run.failed[-1].error}; what was generated is kept in {run.folder}",
+            code=1,
+        )
+    run.finish(suite.rows, facts)
+    _say_outcome(run, suite)
+    if run.failed:
+        first_failed = run.failed[0]
+        raise UserError(
+            f"{len(run.failed)} of {len(suite.rows)} rows failed and have an empty answer, the first {first_failed.id}: "
+            f"{first_failed.error}; the same command tries them again",
+            code=1,
+        )
+
+
+def _configuration(request: GenerationRequest, suite: LoadedSuite, spec: GeneratorSpec, dtype: str) -> dict[str, Any]:
+    """Everything that decides the responses.  Batch size, device and error limit are recorded per session instead."""
+    return {
+        "engine": TransformersEngine.name,
+        "test_dataset": suite.suite,
+        "rows": suite.counts(),
+        "data_files": {name: "sha256:" + sha256_of(path) for name, path in suite.files.items()},
+        **spec.identity(),
+        "dtype": dtype.removeprefix("torch."),
+        "decoding": asdict(request.decoding),
+    }
+
+
+def _say_rows(suite: LoadedSuite) -> None:
+    counts = ", ".join(f"{name} {count}" for name, count in suite.counts().items())
+    say(f"{suite.suite}: {len(suite.rows)} rows ({counts})")
+    if suite.missing:
+        say(f"not in this data root: {', '.join(suite.missing)}")
+    if strays := [name for name in suite.stray if name.lower().endswith(".csv")]:
+        say(f"ignored in {suite.folder}, not named after a dataset: {', '.join(strays)}")
+
+
+def _say_outcome(run: Run, suite: LoadedSuite) -> None:
+    totals: dict[str, int] = defaultdict(int)
+    for counts in run.counts(suite.rows).values():
+        for name, count in counts.items():
+            totals[name] += count
+    notes = {
+        "empty": "empty answers",
+        "length_limited": "answers ended by the length limit",
+        "prompt_truncated": "prompts cut to the model's limit",
+        "failed": "failed rows",
+    }
+    said = [f"{totals[name]} {what}" for name, what in notes.items() if totals[name]]
+    say(f"{totals['done']} answers in {run.folder}" + (": " + ", ".join(said) if said else ""))
