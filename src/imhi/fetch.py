@@ -405,9 +405,9 @@ def _continues(headers: http.client.HTTPMessage, start: int, known: dict[str, st
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
     if match is None or int(match[1]) != start:
         return False
-    if known.get("total") is not None and match[2] != str(known["total"]):
-        return False
-    return known.get("validator") == _validator(headers)
+    if known.get("validator") is None:
+        return known.get("total") is not None and match[2] == str(known["total"])
+    return known["validator"] == _validator(headers)
 
 
 def _validator(headers: http.client.HTTPMessage) -> str | None:

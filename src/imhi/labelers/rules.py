@@ -17,7 +17,8 @@ _MARKER = re.compile(r"reasoning\s*:", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _CLAUSE_END = re.compile(r"[,;:()]|\bbut\b|\bhowever\b|\byet\b")
 _NEGATION = re.compile(
-    r"\b(?:not(?! only)|no(?! doubt| question| wonder)|never|without|neither|nor|none|rather than|instead of|except|excluding|other than)\b|n['’]t\b"
+    r"\b(?:not(?! only)|no(?! doubt| question| wonder)|never|without|neither|nor|none"
+    r"|rather than|instead of|except|excluding|other than)\b|n['’]t\b"
 )
 # A sentence that leaves the answer open states no label.
 _OPEN = re.compile(
