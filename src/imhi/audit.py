@@ -75,8 +75,8 @@ def post_of(query: str) -> str:
     for frame in FORMS.values():
         opening = frame.partition("{post}")[0]
         if post.startswith(opening):
-            post = post.removeprefix(opening)
-            return post.removesuffix('"') if opening.endswith('"') else post
+            closing = '"' if opening.endswith('"') else ""
+            return post.removeprefix(opening).removesuffix(closing).strip()
     return post
 
 
@@ -112,8 +112,8 @@ class FileAudit:
     form : "instruction" or "completion"; None for annotations and examples.
     published_rows, released_rows, manifest_rows : sizes in the paper, in the release, in the manifest; None: unknown
         or not applicable.
-    status : "verified" (the published file), "repaired" (the published file after ``--repair``), "differs", or
-        "not published" (the manifest has no such path).
+    status : "verified" (the published file), "repaired" (the published file after ``--repair``), "differs",
+        "not published" (the manifest has no such path) or "sample" (the toolkit's own rows).
     quirks : accepted oddities of the file's writing (byte order mark, CRLF, stray columns).
     label_counts : rows per label name, labels without rows included.
     posts : distinct posts.  duplicate_rows : rows whose (query, gold) stood before; duplicate_queries : queries.
@@ -213,9 +213,9 @@ def _status(root: Path, path: Path) -> str:
     return "differs"
 
 
-def _audit_file(root: Path, found: _Found) -> tuple[FileAudit, list[str]]:
+def _audit_file(root: DataRoot, found: _Found) -> tuple[FileAudit, list[str]]:
     """The audit of one file and the post key of each of its rows."""
-    relative = _relative(root, found.path)
+    relative = _relative(root.path, found.path)
     published = published_files().get(relative)
     is_test = found.kind == "test"
     audit = FileAudit(
@@ -223,7 +223,7 @@ def _audit_file(root: Path, found: _Found) -> tuple[FileAudit, list[str]]:
         kind=found.kind,
         form=found.form,
         dataset=found.dataset.name,
-        status=_status(root, found.path),
+        status="sample" if root.is_samples else _status(root.path, found.path),
         manifest_rows=published.rows if published else None,
         published_rows=found.dataset.published_test_rows if is_test else None,
         released_rows=found.dataset.released_test_rows if is_test else None,
@@ -241,7 +241,7 @@ def _audit_file(root: Path, found: _Found) -> tuple[FileAudit, list[str]]:
     if found.kind != "annotation":
         _count_labels(audit, found, pairs)
     expected = audit.released_rows or audit.manifest_rows
-    if expected is not None and audit.rows != expected:
+    if expected is not None and audit.rows != expected and not root.is_samples:
         audit.warnings.append(f"{audit.rows:,} rows, released with {expected:,}")
     queries = [query for query, _ in pairs]
     keys = [post_key(query) for query in queries]
@@ -374,7 +374,7 @@ def _between(relation: str, form: str, pairs: Iterable[tuple[Keyed, Keyed]]) -> 
 
 def overlaps(root: DataRoot) -> list[Overlap]:
     """Posts that stand in two files of the data root; files that cannot be read are left out."""
-    return _overlaps([_audit_file(root.path, found) for found in _layout(root.path)[0]])
+    return _overlaps([_audit_file(root, found) for found in _layout(root.path)[0]])
 
 
 def leaked_rows(found: Iterable[Overlap], suite: str) -> dict[str, dict[int, tuple[str, ...]]]:
@@ -439,7 +439,7 @@ class Audit:
 def audit_data(root: DataRoot) -> Audit:
     """Audit every file of the layout under `root`; a file that cannot be read becomes an error of its own."""
     layout, problems = _layout(root.path)
-    read = [_audit_file(root.path, found) for found in layout]
+    read = [_audit_file(root, found) for found in layout]
     known = {found.path for found in layout}
     stray = [
         _relative(root.path, path)

@@ -246,6 +246,25 @@ def _keeps_words_apart(tokenizer: PreTrainedTokenizerBase) -> bool:
     return len(back.split()) >= len(PROBE.split())
 
 
+def _load_errors() -> tuple[type[Exception], ...]:
+    """What transformers, torch, safetensors and the GGUF reader raise on files that are damaged or do not fit."""
+    import pickle
+    import struct
+
+    from safetensors import SafetensorError
+
+    return (
+        OSError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        pickle.UnpicklingError,
+        struct.error,
+        SafetensorError,
+    )
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
@@ -404,7 +423,7 @@ def load_generator(spec: GeneratorSpec, *, device: str, dtype: torch.dtype) -> G
         model, info = loader.from_pretrained(
             str(spec.folder), dtype=dtype, trust_remote_code=False, output_loading_info=True, low_cpu_mem_usage=True
         )
-    except (OSError, ValueError, RuntimeError, EOFError) as error:
+    except _load_errors() as error:
         raise UserError(f"--model_path: {spec.folder} does not load ({_first_line(error)})") from error
     missing = sorted(info.get("missing_keys") or [])
     if missing:
@@ -476,7 +495,7 @@ def _merge_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, adapter: Path
         before = model(**probe).logits.float()
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (ValueError, RuntimeError, KeyError, OSError) as error:
+    except _load_errors() as error:
         raise UserError(
             f"--lora_path: {adapter} does not fit the base model ({_first_line(error)}); "
             "is --model_path the model it was trained on?"
@@ -511,7 +530,7 @@ def convert_gguf(path: Path) -> Path:
         model = AutoModelForCausalLM.from_pretrained(
             str(path.parent), gguf_file=path.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
-    except (ValueError, OSError, KeyError, ImportError) as error:
+    except (*_load_errors(), ImportError) as error:
         raise UserError(f"--model_path: {path} does not load as GGUF ({_first_line(error)})") from error
     # transformers refuses to save what it still takes for quantised weights; they are plain tensors by now.
     model.hf_quantizer = None

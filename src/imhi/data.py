@@ -137,7 +137,7 @@ def parse_dataset_names(names: Iterable[str]) -> list[str]:
         if dataset is None:
             close = get_close_matches(name.casefold(), [known.casefold() for known in DATASETS], n=1)
             known = dataset_named(close[0]) if close else None
-            hint = f"; did you mean {known.name}?" if known else ""
+            hint = f"; did you mean {known.name}?" if known else ";"
             raise UserError(f"--datasets: no dataset {name!r}{hint} The ten are {', '.join(DATASETS)}")
         chosen.add(dataset.name)
     return [name for name in DATASETS if name in chosen]
@@ -249,7 +249,7 @@ def read_table(path: Path) -> Table:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if not raw.strip():
+    if not raw.removeprefix(b"\xef\xbb\xbf").strip():
         raise UserError(f"{path}: the file is empty; expected a CSV file with a header line")
     try:
         text = raw.decode("utf-8-sig")

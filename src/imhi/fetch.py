@@ -223,9 +223,9 @@ def _place(
         return f"{size:,} bytes, the published file has {published.size:,}"
     part = target.with_name(target.name + ".part")
     digest = _blob_digest(size)
-    try:
-        with _disk(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+    with _disk(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
             with part.open("wb") as handle:
                 for chunk in _chunks(opener, f"{source}: {published.path}"):
                     digest.update(chunk)
@@ -235,8 +235,8 @@ def _place(
             if digest.hexdigest() != published.blob_sha1:
                 return "its content is not the published one"
             part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+        finally:
+            part.unlink(missing_ok=True)
     return None
 
 

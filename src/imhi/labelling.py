@@ -32,6 +32,7 @@ from imhi.talk import say, table
 __all__ = [
     "correctness_table",
     "counts_table",
+    "earlier_figures",
     "label_folder",
     "labelled_correctness",
     "labels_of",
@@ -44,6 +45,8 @@ RECORD = "labels.json"
 CORRECTNESS = "correctness.json"
 COLUMNS = ("goldens", "generated_text", "labels")
 CONFIDENCE = "label_confidence"
+# Where the figures of ``correctness.json`` come from: the labels that stand in the files.
+SOURCE = "labels column"
 
 
 def read_folder(folder: Path, datasets: Sequence[str] = ()) -> dict[str, ResponseFile]:
@@ -92,7 +95,7 @@ def label_folder(
     dict
         Dataset name → its entry in ``labels.json``.
     """
-    records = _read_json(out / RECORD)
+    records = _read_record(out / RECORD)["datasets"] if (out / RECORD).exists() else {}
     todo = [name for name in responses if name in labelers]
     if not overwrite:
         for name in todo:
@@ -108,9 +111,12 @@ def label_folder(
         else:
             if record and not overwrite:
                 say(f"{name}: {_what_changed(record['key'], key, target)} since {target} was labelled; labelling again")
+            if records.pop(name, None):
+                # A crash before the new record then finds a file without one, and not one that seems edited.
+                _write_record(out / RECORD, {"datasets": records})
             record = _label_one(response, labelers[name], target, key)
             records[name] = {**record, "environment": ran_in}
-            _write_json(out / RECORD, records)
+            _write_record(out / RECORD, {"datasets": records})
         done[name] = records[name]
     return done
 
@@ -121,7 +127,7 @@ def _label_one(response: ResponseFile, labeler: Labeler, target: Path, key: dict
     seconds = time.perf_counter() - started
     spoken = [UNPARSED if label is None else response.dataset.label_named(label).classifier for label in result.labels]
     columns: list[Sequence[str | float]] = [response.goldens, response.generated, spoken]
-    names = COLUMNS
+    names: tuple[str, ...] = COLUMNS
     if result.confidences is not None:
         columns.append([round(confidence, 6) for confidence in result.confidences])
         names = (*COLUMNS, CONFIDENCE)
@@ -129,7 +135,6 @@ def _label_one(response: ResponseFile, labeler: Labeler, target: Path, key: dict
     return {
         "key": key,
         "input": str(response.path),
-        "labeler": str(getattr(labeler, "folder", "")) or None,
         "output_sha256": sha256_of(target),
         "counts": {**result.counts, "unparsed": sum(label is None for label in result.labels)},
         "seconds": round(seconds, 3),
@@ -182,24 +187,36 @@ def labelled_correctness(responses: Mapping[str, ResponseFile]) -> dict[str, Cor
     return {name: correctness(response.gold_labels(), labels_of(response)) for name, response in responses.items()}
 
 
-def write_correctness(out: Path, responses: Mapping[str, ResponseFile], figures: Mapping[str, Correctness]) -> None:
+def earlier_figures(out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """The entries of ``correctness.json`` in `out`, by dataset; UserError if another labeler wrote that file."""
+    target = out / CORRECTNESS
+    if overwrite or not target.exists():
+        return {}
+    record = _read_record(target)
+    if record.get("labeler") != SOURCE:
+        raise UserError(
+            f"{target} holds figures of another labeler ({record.get('labeler')}); "
+            "give another --data_output_path, or --overwrite to replace it"
+        )
+    return record["datasets"]
+
+
+def write_correctness(
+    out: Path, responses: Mapping[str, ResponseFile], figures: Mapping[str, Correctness], *, overwrite: bool = False
+) -> Path:
     """Put figures into ``correctness.json``; those of other datasets stay while their labelled file is the same."""
-    kept = {
+    entries = {
         name: entry
-        for name, entry in _read_json(out / CORRECTNESS).items()
+        for name, entry in earlier_figures(out, overwrite=overwrite).items()
         if Path(entry["file"]).exists() and sha256_of(Path(entry["file"])) == entry["file_sha256"]
     }
-    ran_in = environment()
     for name, figure in figures.items():
         path = responses[name].path.resolve()
-        kept[name] = {
-            **figure.as_dict(),
-            "file": str(path),
-            "file_sha256": sha256_of(path),
-            "computed": now(),
-            "environment": ran_in,
-        }
-    _write_json(out / CORRECTNESS, {name: kept[name] for name in DATASETS if name in kept})
+        entries[name] = {**figure.as_dict(), "file": str(path), "file_sha256": sha256_of(path)}
+    ordered = {name: entries[name] for name in DATASETS if name in entries}
+    target = out / CORRECTNESS
+    _write_record(target, {"labeler": SOURCE, "made": now(), "environment": environment(), "datasets": ordered})
+    return target
 
 
 def counts_table(records: Mapping[str, dict[str, Any]]) -> str:
@@ -227,14 +244,16 @@ def correctness_table(figures: Mapping[str, Correctness]) -> str:
     return table(["dataset", "rows", "unparsed", "accuracy", "weighted F1", "micro F1", "macro F1"], rows)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+def _read_record(path: Path) -> dict[str, Any]:
+    """``labels.json`` or ``correctness.json`` as written by `_write_record`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}); move it away to start afresh") from None
+    if not isinstance(record, dict) or not isinstance(record.get("datasets"), dict):
+        raise UserError(f"{path} is not a record of this toolkit; move it away to start afresh")
+    return record
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    write_text_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from imhi.data import Row, write_table, write_text_atomically
 from imhi.engines import Completion
@@ -74,7 +74,8 @@ class Run:
             "sessions": [],
         }
         self.completions = self._read_journal()
-        self._journal = (folder / JOURNAL).open("a", encoding="utf-8", newline="")
+        # Opened with the first append: a journal never exists without the manifest that `begin_session` writes.
+        self._journal: TextIO | None = None
 
     def __enter__(self) -> Run:
         return self
@@ -82,7 +83,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._journal.close()
+        if self._journal is not None:
+            self._journal.close()
         self._lock.close()
 
     @property
@@ -103,6 +105,8 @@ class Run:
 
     def append(self, completions: Sequence[Completion]) -> None:
         """Journal a group of responses durably."""
+        if self._journal is None:
+            self._journal = (self.folder / JOURNAL).open("a", encoding="utf-8", newline="")
         self._journal.write(
             "".join(json.dumps(asdict(completion), ensure_ascii=False) + "\n" for completion in completions)
         )

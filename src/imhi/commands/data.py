@@ -178,7 +178,7 @@ def _file_table(kind: str, files: list[FileAudit]) -> str:
 def _facts(file: FileAudit) -> list[str]:
     """What the table has no column for: label counts, odd writing, warnings."""
     labels = [f"{label} {count:,}" for label, count in file.label_counts.items() if count]
-    golds = [f"{file.mojibake_golds} golds with mojibake"] if file.mojibake_golds else []
+    golds = [f"gold texts with mojibake {file.mojibake_golds}"] if file.mojibake_golds else []
     return [*labels, *golds, *file.quirks, *file.warnings]
 
 

@@ -8,7 +8,7 @@ floating-point noise, so the batches here are sorted by length.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ def find_classifiers(model_path: Path, datasets: Sequence[Dataset], *, skip_miss
             found[dataset.name] = folder
     missing = [dataset.name for dataset in datasets if dataset.name not in found]
     if missing:
-        there = f"{model_path} has no classifier folder for {', '.join(missing)} (found {', '.join(inside) or 'none'})"
+        there = f"{model_path} has no classifier folder for {', '.join(missing)} (found {_some(inside)})"
         if not found or not skip_missing:
             remedy = "give the folder that holds DR/, SAD/, ..." if not found else "add them or pass --skip_missing"
             raise UserError(f"{FLAG}: {there}; {remedy}")
@@ -59,6 +59,11 @@ def find_classifiers(model_path: Path, datasets: Sequence[Dataset], *, skip_miss
         if dataset.name in found:
             check_classifier(found[dataset.name], dataset)
     return found
+
+
+def _some(names: Iterable[str], most: int = 12) -> str:
+    shown = list(names)
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "") or "none"
 
 
 def _single_classifier(folder: Path, datasets: Sequence[Dataset]) -> Path:
@@ -288,9 +293,8 @@ def _load(folder: Path, dataset: Dataset, dtype: torch.dtype) -> PreTrainedModel
         )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         raise UserError(
-            f"{FLAG}: {folder} is no trained classifier: its weights lack {shown}, which would be random; "
+            f"{FLAG}: {folder} is no trained classifier: its weights lack {_some(missing, 4)}, which would be random; "
             f"expected a BertForSequenceClassification trained for {dataset.name}"
         )
     return model

@@ -1,1 +1,44 @@
 """Metrics: pairs of texts in, per-row values, an aggregate and a signature out; one file a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imhi.metrics.base import Metric
+
+__all__ = ["METRICS"]
+
+
+def _bleu(**options: Any) -> Metric:
+    from imhi.metrics.bleu import Bleu
+
+    return Bleu(**options)
+
+
+def _rouge(**options: Any) -> Metric:
+    from imhi.metrics.rouge import Rouge
+
+    return Rouge(**options)
+
+
+def _bert_score(**options: Any) -> Metric:
+    from imhi.metrics.bertscore import BertScore
+
+    return BertScore(**options)
+
+
+def _bart_score(**options: Any) -> Metric:
+    from imhi.metrics.bartscore import BartScore
+
+    return BartScore(**options)
+
+
+# Name (``--score_method``) → constructor, in the order in which "all" runs them: cheapest first.
+METRICS: dict[str, Callable[..., Metric]] = {
+    "bleu": _bleu,
+    "rouge": _rouge,
+    "bert_score": _bert_score,
+    "bart_score": _bart_score,
+}

@@ -1,0 +1,113 @@
+"""``label_inference.py`` and ``imhi label``: labels for a folder of responses, and their correctness."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from imhi.benchmark import DATASETS
+from imhi.commands import add_device_arguments, positive
+from imhi.data import ResponseFile, parse_dataset_names
+from imhi.errors import UserError
+from imhi.talk import say, show
+
+DESCRIPTION = "Label a folder of responses with the published classifiers, and compare the labels with the gold ones."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model_path",
+        help="folder with one classifier a dataset (MODEL_PATH/DR, MODEL_PATH/SAD, ...);\n"
+        "one checkpoint, as folder or hub id, where there is one dataset",
+    )
+    parser.add_argument("--data_path", help="folder of DATASET.csv with the columns goldens,generated_text")
+    parser.add_argument(
+        "--data_output_path",
+        help="folder for DATASET.csv with labels and label_confidence behind those columns; made if absent",
+    )
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"only these of {', '.join(DATASETS)} (default: all present)",
+    )
+    parser.add_argument("--calculate", action="store_true", help="print accuracy, weighted, micro and macro F1")
+    parser.add_argument(
+        "--labelled",
+        action="store_true",
+        help="with --calculate: take the column labels that --data_path already carries; no model is loaded",
+    )
+    parser.add_argument(
+        "--skip_missing", action="store_true", help="leave out datasets that have no classifier under MODEL_PATH"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="label again what is labelled, replace files")
+    add_device_arguments(parser, dtype="float32")
+    parser.add_argument("--batch_size", type=positive, default=8, help="texts a batch (default 8)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.labelled:
+        return _compare_only(arguments)
+    return _label_with_classifiers(arguments)
+
+
+def _label_with_classifiers(arguments: argparse.Namespace) -> int:
+    for flag in ("model_path", "data_path", "data_output_path"):
+        if not getattr(arguments, flag):
+            raise UserError(f"--{flag} is missing; needed are --model_path, --data_path and --data_output_path")
+    from imhi.checkpoints import locate
+    from imhi.devices import pick_device, pick_dtype
+    from imhi.labelers.bert import BertLabeler, find_classifiers
+    from imhi.labelling import counts_table, earlier_figures, label_folder, output_folder, read_folder
+
+    data = Path(arguments.data_path).expanduser()
+    responses = read_folder(data, parse_dataset_names(arguments.datasets))
+    out = Path(arguments.data_output_path).expanduser()
+    if arguments.calculate:
+        # Before the long work: what would stop the comparison behind it.
+        earlier_figures(out, overwrite=arguments.overwrite)
+        for response in responses.values():
+            response.gold_labels()
+    classifiers = find_classifiers(
+        locate(arguments.model_path), [DATASETS[name] for name in responses], skip_missing=arguments.skip_missing
+    )
+    device = pick_device(cuda=arguments.cuda, device=arguments.device)
+    dtype = pick_dtype(arguments.dtype, device)
+    labelers = {name: BertLabeler(folder, device, dtype, arguments.batch_size) for name, folder in classifiers.items()}
+    records = label_folder(responses, labelers, output_folder(out, data), overwrite=arguments.overwrite)
+    show(counts_table(records))
+    if arguments.calculate:
+        _compare(read_folder(out, list(records)), out, overwrite=arguments.overwrite)
+    return 0
+
+
+def _compare_only(arguments: argparse.Namespace) -> int:
+    if not arguments.calculate:
+        raise UserError("--labelled labels nothing; add --calculate to compare the labels with the gold ones")
+    if arguments.model_path:
+        raise UserError("--labelled takes the labels that are there; leave --model_path out, or --labelled")
+    if not arguments.data_path:
+        raise UserError("--data_path is missing; give the folder of labelled DATASET.csv files")
+    from imhi.labelling import output_folder, read_folder
+
+    data = Path(arguments.data_path).expanduser()
+    responses = read_folder(data, parse_dataset_names(arguments.datasets))
+    out = Path(arguments.data_output_path).expanduser() if arguments.data_output_path else None
+    if out is not None and out.resolve() != data.resolve():
+        output_folder(out, data)
+    _compare(responses, out, overwrite=arguments.overwrite)
+    return 0
+
+
+def _compare(responses: Mapping[str, ResponseFile], out: Path | None, *, overwrite: bool) -> None:
+    """Print the published lines and a table of the same figures; keep them in `out`."""
+    from imhi.labelling import correctness_table, labelled_correctness, write_correctness
+
+    figures = labelled_correctness(responses)
+    for name, figure in figures.items():
+        show(figure.published_line(name))
+    show(correctness_table(figures))
+    if out is not None:
+        say(f"figures in {write_correctness(out, responses, figures, overwrite=overwrite)}")

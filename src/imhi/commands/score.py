@@ -1,0 +1,131 @@
+"""``score.py`` and ``imhi score``: how close the responses are to the gold responses."""
+
+from __future__ import annotations
+
+import argparse
+
+from imhi.benchmark import DATASETS
+from imhi.commands import add_device_arguments, positive
+from imhi.errors import UserError
+
+DESCRIPTION = (
+    "Score generated responses against the gold responses: BART-score, BERTScore, BLEU, ROUGE.\n"
+    "Writes scores.json and scores/DATASET.csv (a value per row) into the folder; values that are there already,\n"
+    "of the same signature and texts, are kept."
+)
+
+METHODS = ("bart_score", "bert_score", "bleu", "rouge")
+# Accepted names of a method that is not here yet.
+GPT_SCORE = ("GPT3_score", "gpt_score")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gen_dir_name", required=True, help="name of a run under model_output/, or a folder")
+    parser.add_argument(
+        "--score_method",
+        choices=[*METHODS, "all", *GPT_SCORE],
+        default="bart_score",
+        help="metric (default bart_score, as published; GPT3_score is not available yet)",
+    )
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"only these of {', '.join(DATASETS)} (default: all present)",
+    )
+    parser.add_argument(
+        "--target",
+        choices=["response", "explanation"],
+        default="response",
+        help="compare whole texts (default, as published) or the parts after 'Reasoning:'",
+    )
+    add_device_arguments(parser, dtype="float32")
+    parser.add_argument(
+        "--batch_size", type=positive, help="texts or pairs a batch (default bert_score 64, bart_score 8)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="compute values again that are there already")
+    bert = parser.add_argument_group("bert_score")
+    bert.add_argument("--bert_model", default="embedded:minilm", help="folder or hub id (default embedded:minilm)")
+    bert.add_argument(
+        "--num_layers", type=positive, help="layer to match (needed for a model bert-score does not know)"
+    )
+    bert.add_argument(
+        "--rescale_with_baseline", action="store_true", help="rescale so that unrelated texts score about 0"
+    )
+    bert.add_argument("--bert_baseline", metavar="FILE", help="baseline file LAYER,P,R,F (default: the package's)")
+    bart = parser.add_argument_group("bart_score")
+    bart.add_argument(
+        "--bart_model", default="facebook/bart-large-cnn", help="folder or hub id (default facebook/bart-large-cnn)"
+    )
+    bart.add_argument("--bart_weights", metavar="FILE", help="state dict loaded over it (bart_score.pth)")
+    bart.add_argument(
+        "--bart_direction",
+        choices=["published", "reverse", "both"],
+        default="published",
+        help="P(gold | generated) as published (default), P(generated | gold), or both and their mean",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.score_method in GPT_SCORE:
+        raise UserError(
+            f"--score_method {arguments.score_method}: GPT-score is not available yet; choose {', '.join(METHODS)} or all"
+        )
+    from imhi.data import parse_dataset_names
+    from imhi.metrics import METRICS
+    from imhi.scoring import find_run_folder, score_folder, score_table
+    from imhi.talk import show
+
+    folder = find_run_folder(arguments.gen_dir_name)
+    chosen = METHODS if arguments.score_method == "all" else (arguments.score_method,)
+    options = _options(arguments, chosen)
+    # Making a metric checks what it needs: all of them before the first value.
+    metrics = [make(**options.get(name, {})) for name, make in METRICS.items() if name in chosen]
+    results = score_folder(
+        folder,
+        metrics,
+        datasets=parse_dataset_names(arguments.datasets),
+        target=arguments.target,
+        overwrite=arguments.overwrite,
+    )
+    show(score_table(results))
+    return 0
+
+
+def _options(arguments: argparse.Namespace, chosen: tuple[str, ...]) -> dict[str, dict[str, object]]:
+    """Constructor arguments per metric; a flag of a metric that was not chosen is an error, not ignored."""
+    given = {
+        "bert_score": [
+            name for name in ("num_layers", "rescale_with_baseline", "bert_baseline") if getattr(arguments, name)
+        ],
+        "bart_score": ["bart_weights"] if arguments.bart_weights else [],
+    }
+    for name, flags in given.items():
+        if flags and name not in chosen:
+            raise UserError(f"--{flags[0]} has no effect on --score_method {arguments.score_method}; leave it out")
+    if not {"bert_score", "bart_score"} & set(chosen):
+        return {}
+    from imhi.devices import pick_device
+
+    shared: dict[str, object] = {
+        "device": pick_device(cuda=arguments.cuda, device=arguments.device),
+        "dtype": arguments.dtype,
+    }
+    if arguments.batch_size:
+        shared["batch_size"] = arguments.batch_size
+    return {
+        "bert_score": {
+            **shared,
+            "model": arguments.bert_model,
+            "num_layers": arguments.num_layers,
+            "rescale_with_baseline": arguments.rescale_with_baseline,
+            "baseline": arguments.bert_baseline,
+        },
+        "bart_score": {
+            **shared,
+            "model": arguments.bart_model,
+            "weights": arguments.bart_weights,
+            "direction": arguments.bart_direction,
+        },
+    }

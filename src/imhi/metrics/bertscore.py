@@ -1,0 +1,431 @@
+"""BERTScore: token embeddings of both texts, matched greedily by cosine; precision, recall and F1 per row.
+
+Definition: Zhang, Kishore, Wu, Weinberger, Artzi, "BERTScore: evaluating text generation with BERT", ICLR 2020, as
+computed by the bert-score package 0.3.13 without idf weights.  Its matching (``greedy_cos_idf``), padding and encoder
+call are used; loading and tokenising are done here, because under transformers 5, or with a checkpoint given as a
+path, the package
+
+- raises on an empty text,
+- ignores ``add_prefix_space`` (RoBERTa and GPT-2 then lose a space in front of the text and the values drift),
+- feeds texts longer than the model's positions where the tokenizer names no limit,
+- takes any path that contains "t5" for a T5 model,
+- leaves ``rescale_with_baseline`` undone where it finds no baseline.
+
+``tools/make_bertscore_fixtures.py`` makes the values of the package itself under transformers 4 that the tests
+compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from imhi.batching import plan_batches, run_split
+from imhi.checkpoints import EMBEDDED, fingerprint, load_tokenizer, locate, read_config, weight_files
+from imhi.data import read_table
+from imhi.devices import pick_dtype
+from imhi.errors import UserError
+from imhi.metrics.base import Metric, Signature, Statistics, digest_of
+from imhi.talk import say
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["BertScore"]
+
+FLAG = "--bert_model"
+
+# The layer whose embeddings are matched, where bert_score.utils.model2layers cannot know it.  MiniLM-L6 has six
+# layers: the package's own tuning on WMT16 chose 5 for every six-layer English encoder of that size but one (the four
+# google/bert_uncased_L-6_H-*, distilroberta-base, distilbert-base-uncased), one below the last.
+EMBEDDED_LAYERS = {"embedded:minilm": 5}
+
+# model2layers and the packaged baselines know hub models by the names they had before hub ids had owners.
+HUB_OWNERS = {
+    "bert-": "google-bert",
+    "roberta-": "FacebookAI",
+    "xlm-": "FacebookAI",
+    "distil": "distilbert",
+    "albert-": "albert",
+    "xlnet-": "xlnet",
+    "t5-": "google-t5",
+}
+
+# Architectures whose position ids start after the pad id, so that fewer positions are left for tokens.
+POSITIONS_AFTER_PAD = frozenset(
+    [
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "longformer",
+        "luke",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    ]
+)
+
+# What bert-score tokenises with a space in front (isinstance RobertaTokenizer or GPT2Tokenizer under transformers 4).
+PREFIX_SPACE_CLASSES = frozenset(["RobertaTokenizer", "RobertaTokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast"])
+PREFIX_SPACE_TYPES = frozenset(["roberta", "roberta-prelayernorm", "data2vec-text", "ibert", "gpt2", "gpt_neo"])
+# transformers 5 saves the tokenizers of these as RobertaTokenizer; under transformers 4 they were none.
+NO_PREFIX_SPACE_TYPES = frozenset(["bart", "led", "longformer"])
+
+# How configs call the number of encoder layers; an encoder-decoder's own name for it comes first.
+LAYER_COUNTS = ("encoder_layers", "num_layers", "num_hidden_layers", "n_layers", "n_layer")
+
+# Pairs whose embeddings are held at once, in batches.
+BATCHES_HELD = 8
+
+
+class BertScore(Metric):
+    """Mean BERTScore; F1 is the published value.  Higher is better; 1 is identity, unscaled values lie near 0.8-0.9.
+
+    A row with an empty answer or gold (nothing but white space, or no token but the special ones) scores
+    P = R = F = 0 before rescaling, as in bert-score.
+
+    Parameters
+    ----------
+    model : folder, hub id or ``embedded:minilm``.
+    num_layers : layer whose embeddings are matched; None: known for ``embedded:minilm`` and for the models that
+        bert-score was tuned on.
+    rescale_with_baseline : map values so that unrelated texts score about 0: (x - b) / (1 - b).
+    baseline : a baseline file (``LAYER,P,R,F``); None: the one that bert-score carries for the model.
+    batch_size : texts encoded at a time.
+    device, dtype : where and in what the encoder runs; matching is in float32.
+
+    Raises
+    ------
+    UserError
+        No such model, not an encoder, a layer it does not have, an unknown layer or baseline.
+    """
+
+    name = "bert_score"
+    lowest = None
+    highest = 1.0
+    empty_rule: ClassVar[str] = "precision, recall and F1 0, before rescaling"
+
+    def __init__(
+        self,
+        model: str = "embedded:minilm",
+        *,
+        num_layers: int | None = None,
+        rescale_with_baseline: bool = False,
+        baseline: str | Path | None = None,
+        batch_size: int = 64,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ):
+        known_as = _known_name(model)
+        self.folder = locate(_hub_id(model), flag=FLAG)
+        self.config = read_config(self.folder, flag=FLAG)
+        if not weight_files(self.folder):
+            raise UserError(f"{FLAG}: {self.folder} has no weights (no *.safetensors or *.bin file)")
+        self.num_layers = _checked_layers(model, known_as, num_layers, self.config)
+        if baseline is not None and not rescale_with_baseline:
+            raise UserError("--bert_baseline has no effect without --rescale_with_baseline")
+        self._baseline: tuple[float, float, float] | None = None
+        self._baseline_name = "none"
+        if rescale_with_baseline:
+            file = Path(baseline).expanduser() if baseline is not None else _packaged_baseline(model, known_as)
+            self._baseline = _read_baseline(file, self.num_layers)
+            self._baseline_name = f"{file.stem}#{digest_of(self._baseline)[7:15]}"
+        self.model_name = known_as or (Path(model).resolve().name if Path(model).expanduser().exists() else model)
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = str(pick_dtype(dtype, device)).removeprefix("torch.")
+        self.prefix_space = _wants_prefix_space(self.folder, self.config)
+        if model in EMBEDDED:
+            self.note = (
+                f"bert_score: {model}, layer {self.num_layers}, is not a published encoder; compare only values of the same "
+                "signature, or give --bert_model roberta-large"
+            )
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest_of(fingerprint(self.folder))[7:19]
+
+    @property
+    def signature(self) -> Signature:
+        return Signature.of(
+            self.name,
+            {
+                "model": self.model_name,
+                "weights": self._digest,
+                "layer": self.num_layers,
+                "idf": "no",
+                "rescaled": self._baseline_name,
+                "prefix_space": "yes" if self.prefix_space else "no",
+                "dtype": self.dtype,
+            },
+            ["bert-score", "torch", "transformers"],
+        )
+
+    @property
+    def run_facts(self) -> dict[str, object]:
+        return {"device": self.device, "batch_size": self.batch_size}
+
+    @property
+    def statistics_columns(self) -> tuple[str, ...]:
+        return ("bert_f1", "bert_precision", "bert_recall")
+
+    def row_values(self, statistics: Statistics) -> dict[str, list[float]]:
+        """F1, precision and recall per row, rescaled where asked for; the statistics stay as measured."""
+        if self._baseline is None:
+            return super().row_values(statistics)
+        precision, recall, f1 = self._baseline
+        scaled = [
+            tuple((value - base) / (1 - base) for value, base in zip(row, (f1, precision, recall), strict=True))
+            for row in statistics
+        ]
+        return super().row_values(scaled)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.folder, flag=FLAG)
+
+    @cached_property
+    def _max_tokens(self) -> int | None:
+        """Special tokens included: the tokenizer's limit or the model's positions, whichever is less."""
+        limit = self._tokenizer.model_max_length
+        positions = self.config.get("max_position_embeddings")
+        if isinstance(positions, int) and positions > 0:
+            if self.config.get("model_type") in POSITIONS_AFTER_PAD:
+                positions -= int(self.config.get("pad_token_id", 1)) + 1
+            limit = min(limit, positions)
+        # A tokenizer without a limit of its own says 10^30.
+        return int(limit) if limit < 10**9 else None
+
+    @cached_property
+    def _encoder(self) -> Any:
+        return _load_encoder(self.folder, self.num_layers, self.device, self.dtype)
+
+    def _tokens(self, text: str) -> list[int]:
+        """Token ids of a text with special tokens; [] where no token of its own is left."""
+        text = text.strip()
+        if not text:
+            return []
+        ids = _encode(self._tokenizer, " " + text if self.prefix_space else text, self._max_tokens)
+        return ids if any(self._weights(ids)) else []
+
+    def _weights(self, ids: Sequence[int]) -> list[float]:
+        """Weight of each token in the average: 0 for the start and the separator, else 1 (no idf)."""
+        unweighted = {self._tokenizer.sep_token_id, self._tokenizer.cls_token_id}
+        return [0.0 if token in unweighted else 1.0 for token in ids]
+
+    def _statistics(self, pairs: Sequence[tuple[str, str]], advance: Callable[[int], object]) -> Statistics:
+        # Loaded before the first batch: a model that does not fit is no reason to split batches.
+        _ = self._encoder
+        tokens = {text: self._tokens(text) for text in dict.fromkeys(text for pair in pairs for text in pair)}
+        rows: Statistics = [(0.0, 0.0, 0.0)] * len(pairs)
+        full = [at for at, (generated, gold) in enumerate(pairs) if tokens[generated] and tokens[gold]]
+        advance(len(pairs) - len(full))
+        lengths = [max(len(tokens[text]) for text in pairs[at]) for at in full]
+        for chunk in plan_batches(lengths, self.batch_size * BATCHES_HELD):
+            members = [full[at] for at in chunk]
+            texts = list(dict.fromkeys(text for at in members for text in pairs[at]))
+            embedded = self._embed({text: tokens[text] for text in texts})
+            for at in members:
+                generated, gold = pairs[at]
+                rows[at] = self._match(embedded[generated], tokens[generated], embedded[gold], tokens[gold])
+            advance(len(members))
+        return rows
+
+    def _embed(self, tokens: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+        """Text → embeddings of its tokens, shape (tokens, width), float32."""
+        import torch
+        from bert_score.utils import bert_encode, padding
+
+        texts = list(tokens)
+        pad = self._tokenizer.pad_token_id or 0
+        embedded: dict[str, torch.Tensor] = {}
+
+        def work(part: Sequence[int]) -> list[torch.Tensor]:
+            ids, lengths, mask = padding([tokens[texts[at]] for at in part], pad)
+            states = bert_encode(self._encoder, ids.to(self.device), attention_mask=mask.to(self.device))
+            return [state[:length].float() for state, length in zip(states, lengths.tolist(), strict=True)]
+
+        def on_split(size: int) -> None:
+            say(f"bert_score: {size} texts did not fit in memory; going on with {(size + 1) // 2}")
+
+        with torch.inference_mode():
+            for batch in plan_batches([len(tokens[text]) for text in texts], self.batch_size):
+                for part, states in run_split(batch, work, on_split=on_split):
+                    embedded.update((texts[at], state) for at, state in zip(part, states, strict=True))
+        return embedded
+
+    def _match(
+        self, generated: torch.Tensor, generated_ids: list[int], gold: torch.Tensor, gold_ids: list[int]
+    ) -> tuple[float, ...]:
+        """F1, precision and recall of one pair.
+
+        One pair at a time: bert-score gives padding a similarity of 0, so that in a batch a token whose best match is
+        negative would score by the length of its neighbours.
+        """
+        import torch
+        from bert_score.utils import greedy_cos_idf
+
+        def operands(states: torch.Tensor, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            # greedy_cos_idf works in place: give it copies.
+            weights = torch.tensor([self._weights(ids)], device=states.device)
+            return states.unsqueeze(0).clone(), torch.ones_like(weights, dtype=torch.bool), weights
+
+        with torch.inference_mode():
+            precision, recall, f1 = greedy_cos_idf(*operands(gold, gold_ids), *operands(generated, generated_ids))
+        return (f1.item(), precision.item(), recall.item())
+
+
+def _encode(tokenizer: Any, text: str, limit: int | None) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=True, truncation=limit is not None, max_length=limit)
+
+
+def _layers_table() -> dict[str, int]:
+    from bert_score.utils import model2layers
+
+    return model2layers
+
+
+def _hub_id(model: str) -> str:
+    """The hub id of a model that bert-score knows by its old name without an owner; anything else as it is."""
+    if "/" in model or model.startswith("embedded:") or Path(model).exists() or model not in _layers_table():
+        return model
+    if "openai-detector" in model:
+        return f"openai-community/{model}"
+    owner = next((owner for start, owner in HUB_OWNERS.items() if model.startswith(start)), None)
+    return f"{owner}/{model}" if owner else model
+
+
+def _known_name(model: str) -> str | None:
+    """The name under which bert-score knows a hub model, None for a path and for a model it does not know."""
+    if model.startswith("embedded:") or Path(model).expanduser().exists():
+        return None
+    table = _layers_table()
+    if model in table:
+        return model
+    owner, _, bare = model.rpartition("/")
+    return bare if bare in table and "/" not in bare and _hub_id(bare) == f"{owner}/{bare}" else None
+
+
+def _checked_layers(model: str, known_as: str | None, given: int | None, config: dict[str, Any]) -> int:
+    layers = given
+    if layers is None:
+        layers = EMBEDDED_LAYERS.get(model) if known_as is None else _layers_table()[known_as]
+    if layers is None:
+        raise UserError(
+            f"{FLAG}: which layer of {model} to match is not known; give it with --num_layers "
+            "(bert-score's tuned values: 9 for bert-base, 10 for roberta-base, 17 for roberta-large)"
+        )
+    present = next((config[name] for name in LAYER_COUNTS if isinstance(config.get(name), int)), None)
+    if layers < 1 or (present is not None and layers > present):
+        raise UserError(f"--num_layers {layers}: {model} has layers 1 to {present}")
+    return layers
+
+
+def _packaged_baseline(model: str, known_as: str | None) -> Path:
+    from importlib.resources import files
+
+    if known_as is not None:
+        file = Path(str(files("bert_score"))) / "rescale_baseline" / "en" / f"{known_as}.tsv"
+        if file.exists():
+            return file
+    raise UserError(
+        f"--rescale_with_baseline: bert-score carries no baseline for {model}; give a file (LAYER,P,R,F) with "
+        "--bert_baseline, or leave --rescale_with_baseline out"
+    )
+
+
+def _read_baseline(file: Path, layer: int) -> tuple[float, float, float]:
+    """Precision, recall and F1 baseline of a layer."""
+    table = read_table(file)
+    if tuple(table.columns) != ("LAYER", "P", "R", "F"):
+        raise UserError(f"--bert_baseline: {file} has columns {','.join(table.columns)}; expected LAYER,P,R,F")
+    for number, record in enumerate(table.records):
+        if record[0].strip() == str(layer):
+            try:
+                precision, recall, f1 = (float(cell) for cell in record[1:])
+            except ValueError as error:
+                raise UserError(f"--bert_baseline: {file}, row {number + 1}: not a number ({error})") from None
+            if max(precision, recall, f1) >= 1:
+                raise UserError(f"--bert_baseline: {file}, row {number + 1}: a baseline must be below 1")
+            return precision, recall, f1
+    raise UserError(f"--bert_baseline: {file} has no row for layer {layer}")
+
+
+def _wants_prefix_space(folder: Path, config: dict[str, Any]) -> bool:
+    import json
+
+    model_type = config.get("model_type")
+    if model_type in NO_PREFIX_SPACE_TYPES:
+        return False
+    described = folder / "tokenizer_config.json"
+    named = json.loads(described.read_text(encoding="utf-8")).get("tokenizer_class") if described.exists() else None
+    named = named or config.get("tokenizer_class")
+    return named in PREFIX_SPACE_CLASSES if named else model_type in PREFIX_SPACE_TYPES
+
+
+def _load_encoder(folder: Path, num_layers: int, device: str, dtype: str) -> Any:
+    """The encoder cut off above `num_layers`, chosen by the config's ``model_type``, never by the path."""
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    # The layers above are then neither built nor loaded.
+    for name in LAYER_COUNTS:
+        if hasattr(config, name):
+            setattr(config, name, num_layers)
+    loader = AutoModelForTextEncoding if config.model_type in {"t5", "mt5", "umt5"} else AutoModel
+    verbosity = logging.get_verbosity()
+    # The report on unused weights (the layers above, heads) would be pages long; missing ones are checked below.
+    logging.set_verbosity_error()
+    try:
+        model, info = loader.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=pick_dtype(dtype, device),
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, EOFError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{FLAG}: {folder} does not load as an encoder ({reason})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(name for name in info.get("missing_keys") or [] if "pooler" not in name)
+    if missing:
+        raise UserError(
+            f"{FLAG}: {folder} lacks {len(missing)} weights ({', '.join(missing[:3])} ...); they would be random"
+        )
+    if getattr(config, "is_encoder_decoder", False) and hasattr(model, "encoder") and hasattr(model, "decoder"):
+        model = model.encoder
+    built = _layers_built(model)
+    if built not in (None, num_layers):
+        raise UserError(
+            f"{FLAG}: a {config.model_type!r} encoder cannot be cut off at layer {num_layers}; it has {built}"
+        )
+    return model.to(device).eval()
+
+
+def _layers_built(model: Any) -> int | None:
+    """Number of layers of a loaded encoder; None where they are shared (ALBERT) or kept elsewhere."""
+    for path in (
+        "encoder.layer",
+        "encoder.block",
+        "encoder.layers",
+        "transformer.layer",
+        "layers",
+        "layer",
+        "block",
+        "h",
+    ):
+        found = model
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if found is not None and hasattr(found, "__len__"):
+            return len(found)
+    return None

@@ -1,0 +1,104 @@
+"""BLEU-4 of a corpus and of each row: "13a" tokens, no smoothing.
+
+Formula: Papineni, Roukos, Ward, Zhu, "BLEU: a method for automatic evaluation of machine translation", ACL 2002,
+section 2.3.  Tokens: NIST's mteval-v13a.pl as ported by sacrebleu (``tokenizers/tokenizer_13a.py``, Apache-2.0);
+the same as ``evaluate``'s "bleu", which the published script called.  Equal to
+``sacrebleu.BLEU(smooth_method="none")`` up to sacrebleu's factor 100.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from imhi.metrics.base import Metric, Signature, Statistics
+
+__all__ = ["Bleu", "bleu_from_counts", "tokenize_13a"]
+
+ORDER = 4
+
+# mteval-v13a.pl, NormalizeText, the part for Western languages; ASCII only, the ranges as they stand there.
+_RULES = (
+    (re.compile(r"([\{-\~\[-\` -\&\(-\+\:-\@\/])"), r" \1 "),  # punctuation except . , - '
+    (re.compile(r"([^0-9])([\.,])"), r"\1 \2 "),  # period and comma unless preceded by a digit
+    (re.compile(r"([\.,])([^0-9])"), r" \1 \2"),  # period and comma unless followed by a digit
+    (re.compile(r"([0-9])(-)"), r"\1 \2 "),  # dash preceded by a digit
+)
+_ENTITIES = (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))
+
+
+def tokenize_13a(text: str) -> list[str]:
+    """Tokens of mteval-v13a: case kept, punctuation split off, line-end hyphens joined."""
+    line = text.rstrip().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
+    for entity, character in _ENTITIES:
+        line = line.replace(entity, character)
+    line = f" {line} "
+    for pattern, replacement in _RULES:
+        line = pattern.sub(replacement, line)
+    return line.split()
+
+
+def _ngrams(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:
+    return Counter(
+        tuple(tokens[start : start + order])
+        for order in range(1, ORDER + 1)
+        for start in range(len(tokens) - order + 1)
+    )
+
+
+def _row_counts(generated: str, gold: str) -> tuple[float, ...]:
+    """Lengths of generated and gold, then matching n-grams and generated n-grams for n = 1 to 4."""
+    tokens, gold_tokens = tokenize_13a(generated), tokenize_13a(gold)
+    gold_ngrams = _ngrams(gold_tokens)
+    matches = [0] * ORDER
+    for ngram, count in _ngrams(tokens).items():
+        matches[len(ngram) - 1] += min(count, gold_ngrams[ngram])
+    totals = [max(len(tokens) - order, 0) for order in range(ORDER)]
+    return (len(tokens), len(gold_tokens), *matches, *totals)
+
+
+def bleu_from_counts(counts: Sequence[float]) -> float:
+    """BLEU, 0 to 1, higher is better, of one row's statistics or of the sum of many.
+
+    Exactly 0 where any n-gram order has no match (no smoothing).
+    """
+    length, gold_length, matches, totals = counts[0], counts[1], counts[2 : 2 + ORDER], counts[2 + ORDER :]
+    if not all(matches):
+        return 0.0
+    brevity = 1.0 if length >= gold_length else math.exp(1 - gold_length / length)
+    logs = [math.log(match / total) for match, total in zip(matches, totals, strict=True)]
+    return brevity * math.exp(math.fsum(logs) / ORDER)
+
+
+class Bleu(Metric):
+    """Corpus BLEU-4; 0 to 1, higher is better.  Row values are sentence BLEU by the same formula, unsmoothed."""
+
+    name = "bleu"
+    empty_rule: ClassVar[str] = "0 for the row; its gold's tokens count in the brevity penalty"
+
+    @property
+    def signature(self) -> Signature:
+        return Signature.of(
+            self.name, {"level": "corpus", "order": ORDER, "tok": "13a", "case": "mixed", "smooth": "none", "nrefs": 1}
+        )
+
+    @property
+    def statistics_columns(self) -> tuple[str, ...]:
+        orders = range(1, ORDER + 1)
+        return ("length", "gold_length", *(f"matches{n}" for n in orders), *(f"ngrams{n}" for n in orders))
+
+    def _statistics(self, pairs: Sequence[tuple[str, str]], advance: Callable[[int], object]) -> Statistics:
+        rows = []
+        for generated, gold in pairs:
+            rows.append(_row_counts(generated, gold))
+            advance(1)
+        return rows
+
+    def row_values(self, statistics: Statistics) -> dict[str, list[float]]:
+        return {"bleu": [bleu_from_counts(row) for row in statistics]}
+
+    def values(self, statistics: Statistics) -> dict[str, float]:
+        return {"bleu": bleu_from_counts([sum(column) for column in zip(*statistics, strict=True)])}

@@ -1,0 +1,235 @@
+"""The transformers engine: real SmolLM2 on real rows, tiny BART and T5, batch independence, limits, failures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import sample_texts, save_bart, save_llama
+
+from imhi.checkpoints import Generator, load_generator, locate_generator
+from imhi.data import load_suite, resolve_data_root
+from imhi.engines import Completion, Decoding, Prompt
+from imhi.engines.transformers_engine import TransformersEngine
+from imhi.errors import UserError
+
+
+def load(folder: Path, dtype: str = "float32") -> Generator:
+    import torch
+
+    return load_generator(locate_generator(str(folder)), device="cpu", dtype=getattr(torch, dtype))
+
+
+def made_up_prompts(count: int) -> list[Prompt]:
+    return [Prompt(f"DR/{index}", text) for index, text in enumerate(sample_texts()[:count])]
+
+
+def run(engine: TransformersEngine, prompts: list[Prompt], done: frozenset[str] = frozenset()) -> dict[str, Completion]:
+    return {completion.id: completion for group in engine.complete(prompts, done=done) for completion in group}
+
+
+def answer_ids(generator: Generator, prompts: list[Prompt], limit: int) -> dict[str, list[int]]:
+    """New token ids by plain ``generate``, one row at a time, no padding: what batching must reproduce."""
+    import torch
+
+    ids = {}
+    for prompt in prompts:
+        inputs = generator.tokenizer(prompt.text, return_tensors="pt")
+        inputs.pop("token_type_ids", None)
+        with torch.inference_mode():
+            output = generator.model.generate(**inputs, max_new_tokens=limit)[0].tolist()
+        new = output[inputs["input_ids"].shape[1] :] if generator.kind == "causal" else output[1:]
+        ends = generator.model.generation_config.eos_token_id
+        ids[prompt.id] = new[: next((at for at, token in enumerate(new) if token in ends), len(new))]
+    return ids
+
+
+class DecodeSpy:
+    """Keeps the token ids that the engine decodes, in order."""
+
+    def __init__(self, generator: Generator, monkeypatch: pytest.MonkeyPatch):
+        self.seen: list[list[int]] = []
+        decode = generator.tokenizer.decode
+
+        def spy(ids, **options):
+            self.seen.append(list(ids))
+            return decode(ids, **options)
+
+        monkeypatch.setattr(generator.tokenizer, "decode", spy)
+
+
+def ids_by_row(
+    engine: TransformersEngine, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, list[int]]:
+    with monkeypatch.context() as patch:
+        spy = DecodeSpy(engine.generator, patch)
+        ids = {}
+        for group in engine.complete(prompts):
+            ids.update(zip((completion.id for completion in group), spy.seen[-len(group) :], strict=True))
+    return ids
+
+
+def test_smollm2_answers_real_rows_the_same_at_any_batch_size(smollm2, real_data, monkeypatch):
+    suite = load_suite(resolve_data_root(real_data), "IMHI", limit=1)
+    prompts = [Prompt(row.id, row.query) for row in suite.rows]
+    assert len(prompts) == 8
+    expected = answer_ids(smollm2, prompts, 24)
+    for batch_size in (1, 3, 8):
+        engine = TransformersEngine(smollm2, Decoding(max_new_tokens=24), batch_size=batch_size)
+        assert ids_by_row(engine, prompts, monkeypatch) == expected, batch_size
+    assert len({tuple(ids) for ids in expected.values()}) > 3
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_bart", "tiny_t5"])
+def test_tiny_models_answer_as_plain_generate_does(model, request, monkeypatch):
+    generator = load(request.getfixturevalue(model))
+    prompts = made_up_prompts(20)
+    expected = answer_ids(generator, prompts, 50)
+    # Longer than generate's default of 20 tokens, or this would not show an answer that is cut.
+    assert max(len(ids) for ids in expected.values()) == 50
+    for batch_size in (1, 3, 8):
+        engine = TransformersEngine(generator, Decoding(max_new_tokens=50), batch_size=batch_size)
+        assert ids_by_row(engine, prompts, monkeypatch) == expected, (model, batch_size)
+
+
+def test_decoding_settings_of_the_checkpoint_do_not_bend_the_greedy_answer(tmp_path):
+    """bart-large-cnn carries beams, a minimal length and an n-gram ban; the answer stays the arg-max one."""
+    import torch
+
+    generator = load(save_bart(tmp_path))
+    prompt = made_up_prompts(1)[0]
+    completion = run(TransformersEngine(generator, Decoding(max_new_tokens=30), batch_size=1), [prompt])[prompt.id]
+    source = generator.tokenizer(prompt.text, return_tensors="pt")["input_ids"]
+    decoded = torch.tensor([[2]])
+    with torch.inference_mode():
+        for _ in range(30):
+            logits = generator.model(input_ids=source, decoder_input_ids=decoded).logits
+            decoded = torch.cat([decoded, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    new = decoded[0, 1:].tolist()
+    new = new[: next((at for at, token in enumerate(new) if token == 2), len(new))]
+    assert completion.text == generator.tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert completion.new_tokens == len(new)
+
+
+def test_long_prompts_are_cut_and_counted_for_encoder_decoders(tiny_bart, tiny_t5):
+    prompts = [Prompt("DR/0", "nobody asked me how the week went " * 80), Prompt("DR/1", "fine")]
+    cut = run(TransformersEngine(load(tiny_bart), Decoding(max_new_tokens=4), batch_size=2), prompts)
+    assert (cut["DR/0"].prompt_truncated, cut["DR/0"].prompt_tokens) == (True, 256)
+    assert not cut["DR/1"].prompt_truncated
+    assert cut["DR/0"].error is None
+    engine = TransformersEngine(load(tiny_bart), Decoding(), batch_size=2)
+    ids, _ = engine._fit(engine.prompt_token_ids(prompts[0]))
+    assert ids[-1] == 2, "the closing token is kept"
+    whole = run(TransformersEngine(load(tiny_t5), Decoding(max_new_tokens=4), batch_size=2), prompts)
+    assert not whole["DR/0"].prompt_truncated
+    assert whole["DR/0"].prompt_tokens > 512
+
+
+def test_a_prompt_without_room_fails_alone(tiny_llama):
+    prompts = [Prompt("DR/0", "nobody asked me how the week went " * 200), Prompt("DR/1", "a quiet evening")]
+    answers = run(TransformersEngine(load(tiny_llama), Decoding(max_new_tokens=4), batch_size=2), prompts)
+    assert answers["DR/0"].finish_reason == "error"
+    assert "leave no room" in answers["DR/0"].error
+    assert "context 1024" in answers["DR/0"].error
+    assert answers["DR/1"].error is None
+
+
+def test_max_length_bounds_prompt_and_answer(tiny_llama):
+    generator = load(tiny_llama)
+    prompts = made_up_prompts(12)
+    lengths = {p.id: len(generator.tokenizer(p.text)["input_ids"]) for p in prompts}
+    limit = max(lengths.values()) + 5
+    answers = run(TransformersEngine(generator, Decoding(max_new_tokens=40, max_length=limit), batch_size=4), prompts)
+    unbounded = run(TransformersEngine(generator, Decoding(max_new_tokens=40), batch_size=4), prompts)
+    for id, answer in answers.items():
+        assert answer.prompt_tokens + answer.new_tokens <= limit
+        if unbounded[id].finish_reason == "stop" and lengths[id] + unbounded[id].new_tokens < limit:
+            assert answer == unbounded[id]
+    assert any(answer.finish_reason == "length" for answer in answers.values())
+
+
+def test_a_batch_out_of_memory_is_split_and_gives_the_same_answers(tiny_llama, monkeypatch):
+    generator = load(tiny_llama)
+    prompts = made_up_prompts(10)
+    expected = run(TransformersEngine(generator, Decoding(max_new_tokens=8), batch_size=1), prompts)
+    generate = generator.model.generate
+
+    def scarce(input_ids, **options):
+        if input_ids.shape[0] > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return generate(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(generator.model, "generate", scarce)
+    engine = TransformersEngine(generator, Decoding(max_new_tokens=8), batch_size=8)
+    assert run(engine, prompts) == expected
+    assert engine.describe()["batch_plan"]["split_on_memory"] == [8, 4, 4]
+
+
+def test_a_failing_row_is_recorded_and_costs_no_other_row(tiny_llama, monkeypatch):
+    generator = load(tiny_llama)
+    prompts = made_up_prompts(8)
+    bad = generator.tokenizer(prompts[3].text)["input_ids"][-6:]
+    generate = generator.model.generate
+
+    def picky(input_ids, **options):
+        if any(row[-6:] == bad for row in input_ids.tolist()):
+            raise RuntimeError("device-side assert\nsecond line")
+        return generate(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(generator.model, "generate", picky)
+    answers = run(TransformersEngine(generator, Decoding(max_new_tokens=8), batch_size=8), prompts)
+    assert [id for id, answer in answers.items() if answer.error] == [prompts[3].id]
+    assert answers[prompts[3].id].error == "RuntimeError: device-side assert"
+    assert len(answers) == 8
+
+
+def test_done_rows_are_not_generated_again_and_the_rest_is_unchanged(tiny_llama):
+    prompts = made_up_prompts(12)
+    generator = load(tiny_llama, "bfloat16")
+    whole = run(TransformersEngine(generator, Decoding(max_new_tokens=16), batch_size=5), prompts)
+    done = frozenset(list(whole)[:7])
+    rest = run(TransformersEngine(generator, Decoding(max_new_tokens=16), batch_size=5), prompts, done)
+    assert set(rest) == set(whole) - done
+    assert all(rest[id] == whole[id] for id in rest)
+
+
+def test_sampling_is_seeded_per_batch(tiny_llama):
+    prompts = made_up_prompts(6)
+    generator = load(tiny_llama)
+    sampled = [
+        run(TransformersEngine(generator, Decoding(max_new_tokens=12, do_sample=True, seed=s), batch_size=3), prompts)
+        for s in (1, 1, 2)
+    ]
+    assert sampled[0] == sampled[1]
+    assert sampled[0] != sampled[2]
+    done = frozenset(list(sampled[0])[:3])
+    rest = run(
+        TransformersEngine(generator, Decoding(max_new_tokens=12, do_sample=True, seed=1), batch_size=3), prompts, done
+    )
+    assert all(rest[id] == sampled[0][id] for id in rest)
+    assert len(rest) == 3
+
+
+def test_chat_template_is_applied_once_and_only_when_asked(smollm2, tiny_llama):
+    prompt = Prompt("DR/0", "hello there")
+    raw = TransformersEngine(smollm2, Decoding(), batch_size=1).prompt_token_ids(prompt)
+    assert smollm2.tokenizer.decode(raw) == "hello there"
+    chat = TransformersEngine(smollm2, Decoding(chat_template=True), batch_size=1).prompt_token_ids(prompt)
+    text = smollm2.tokenizer.decode(chat)
+    assert text.count("<|im_start|>user\nhello there<|im_end|>") == 1
+    assert text.endswith("<|im_start|>assistant\n")
+    with pytest.raises(UserError, match="no chat template"):
+        TransformersEngine(load(tiny_llama), Decoding(chat_template=True), batch_size=1)
+
+
+def test_doubled_bos_is_dropped(tmp_path):
+    from tiny import save_tokenizer
+
+    folder = save_llama(tmp_path)
+    save_tokenizer(
+        folder, specials={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, template="<s> <s> $A </s>"
+    )
+    engine = TransformersEngine(load(folder), Decoding(), batch_size=1)
+    ids = engine.prompt_token_ids(Prompt("DR/0", "hello there"))
+    assert ids.count(0) == 1
+    assert ids[-1] != 1, "a closing token would tell the model that the prompt is over"
