@@ -193,6 +193,22 @@ def test_a_killed_run_goes_on_with_the_next_dataset(classifiers, answers, tmp_pa
     assert loads == ["DR", "SAD"]
 
 
+def test_killed_between_a_new_csv_and_its_record(classifiers, answers, tmp_path, label, loads, monkeypatch):
+    flags = [*flags_for(classifiers, answers, tmp_path / "out"), "--datasets", "DR"]
+    label(*flags)
+    write_answers(answers, "DR", ["yes", "no", "perhaps"])
+
+    def killed():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("imhi.labelling.now", killed)  # the last thing asked for before the record is written
+        assert label(*flags)[0] == 130
+    assert len(read_table(tmp_path / "out" / "DR.csv")) == 3
+    assert label(*flags)[0] == 0
+    assert loads == ["DR"] * 3
+
+
 def test_figures_of_other_datasets_stay(classifiers, answers, tmp_path, label):
     out = tmp_path / "out"
     flags = [*flags_for(classifiers, answers, out), "--calculate"]

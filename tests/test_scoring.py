@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -194,9 +196,7 @@ def test_explanations(run, capsys):
     entry = results["DR"]["rouge"]
     assert entry["answers_without_reasoning"] == 3 and entry["golds_without_reasoning"] == 0
     assert entry["empty_answers"] == 1
-    expected = Rouge().score(
-        ["The poster cannot sleep and sees no way out."], ["They cannot sleep and see no way out."]
-    )
+    alone = Rouge().score([DR[0][1].partition("Reasoning: ")[2]], [DR[0][0].partition("Reasoning: ")[2]])
     rows = (run / "scores" / "DR.csv").read_text().splitlines()
     assert rows[0] == "row,rouge1_explanation,rouge2_explanation,rougeL_explanation"
     assert rows[1].split(",")[1] == repr(alone.row_values["rouge1"][0])
@@ -291,3 +291,13 @@ def test_names_of_runs(tmp_path, monkeypatch):
     (work / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
         find_run_folder("file")
+
+
+def test_the_script_runs_from_any_folder(run, tmp_path):
+    script = Path(__file__).parents[1] / "src" / "score.py"
+    (tmp_path / "model_output").mkdir()
+    run.rename(tmp_path / "model_output" / "run")
+    command = [sys.executable, str(script), "--gen_dir_name", "run", "--score_method", "bleu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("dataset") and (tmp_path / "model_output" / "run" / "scores.json").exists()

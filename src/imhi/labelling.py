@@ -187,16 +187,16 @@ def labelled_correctness(responses: Mapping[str, ResponseFile]) -> dict[str, Cor
     return {name: correctness(response.gold_labels(), labels_of(response)) for name, response in responses.items()}
 
 
-def earlier_figures(out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def earlier_figures(out: Path, *, source: str = SOURCE, overwrite: bool = False) -> dict[str, Any]:
     """The entries of ``correctness.json`` in `out`, by dataset; UserError if another labeler wrote that file."""
     target = out / CORRECTNESS
     if overwrite or not target.exists():
         return {}
     record = _read_record(target)
-    if record.get("labeler") != SOURCE:
+    if record.get("labeler") != source:
         raise UserError(
             f"{target} holds figures of another labeler ({record.get('labeler')}); "
-            "give another --data_output_path, or --overwrite to replace it"
+            "take another folder, or --overwrite to replace it"
         )
     return record["datasets"]
 

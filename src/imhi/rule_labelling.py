@@ -11,9 +11,12 @@ from typing import Any
 from imhi.benchmark import DATASETS
 from imhi.data import read_responses, response_files, write_text_atomically
 from imhi.labelers.rules import label_by_rule, published_rule
+from imhi.labelling import earlier_figures
 from imhi.metrics.correctness import Correctness, correctness
 from imhi.provenance import now
 from imhi.talk import say, table
+
+SOURCE = "rules"
 
 __all__ = ["RuleFigures", "label_folder_by_rules", "rule_table"]
 
@@ -38,14 +41,16 @@ class RuleFigures:
         }
 
 
-def label_folder_by_rules(folder: Path, *, datasets: Sequence[str] = ()) -> list[RuleFigures]:
+def label_folder_by_rules(folder: Path, *, datasets: Sequence[str] = (), overwrite: bool = False) -> list[RuleFigures]:
     """Label every ``DATASET.csv`` of `folder` by rule; writes ``correctness.json`` and ``results.txt`` there.
 
     Works on any folder of ``goldens,generated_text`` files.  ``results.txt`` has the published script's lines.
+    Raises UserError where ``correctness.json`` holds the figures of classifiers, unless `overwrite`.
     """
     found, strays = response_files(folder, datasets)
     if ignored := [name for name in strays if name.lower().endswith(".csv")]:
         say(f"ignored in {folder}, not named after a dataset: {', '.join(ignored)}")
+    earlier_figures(folder, source=SOURCE, overwrite=overwrite)
     figures = []
     for name, path in found.items():
         dataset = DATASETS[name]
@@ -61,7 +66,7 @@ def label_folder_by_rules(folder: Path, *, datasets: Sequence[str] = ()) -> list
                 empty=sum(not text.strip() for text in responses.generated),
             )
         )
-    record = {"labeler": "rules", "made": now(), "datasets": {figure.dataset: figure.as_dict() for figure in figures}}
+    record = {"labeler": SOURCE, "made": now(), "datasets": {figure.dataset: figure.as_dict() for figure in figures}}
     write_text_atomically(folder / "correctness.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     lines = [figure.published.published_line(figure.dataset, figure.out_of_domain) for figure in figures]
     write_text_atomically(folder / "results.txt", "\n".join(lines) + "\n")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import save_bart
 
+from imhi.commands import run_script
 from imhi.data import write_table
 from imhi.errors import UserError
 from imhi.metrics.bartscore import BartScore
@@ -224,24 +222,22 @@ def test_mistakes_are_one_line(tiny_bart, tiny_t5, tmp_path):
         BartScore(str(bare)).score(["a"], ["b"])
 
 
-def test_all_methods_through_the_script(tiny_bart, tmp_path):
-    """From another working directory, with tiny models; then the published default without a checkpoint."""
-    root = Path(__file__).parents[2]
-    run = tmp_path / "model_output" / "run"
-    run.mkdir(parents=True)
+def test_all_methods_by_the_command(tiny_bart, tmp_path, monkeypatch, capsys):
+    """The published default stops before any work where its checkpoint is missing; with tiny models all four run."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty_cache"))
+    run = tmp_path / "run"
+    run.mkdir()
     rows = [("Yes. Reasoning: a b c d.", "Yes. Reasoning: a b c d e."), ("No. Reasoning: x", "")]
     write_table(run / "DR.csv", ["goldens", "generated_text"], rows)
-    command = [sys.executable, str(root / "src" / "score.py"), "--gen_dir_name", "run", "--score_method", "all"]
-    tiny_models = ["--bert_model", str(root / "tests/fixtures/tiny_bert"), "--num_layers", "2"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "2"}
-    given = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
-    missing = subprocess.run([*command, *tiny_models], **given)
-    assert missing.returncode == 2, missing.stderr
-    assert missing.stderr.splitlines()[-1].startswith("error: --bart_model: 'facebook/bart-large-cnn'")
-    assert "Traceback" not in missing.stderr and sorted(path.name for path in run.iterdir()) == ["DR.csv"]
-    done = subprocess.run([*command, *tiny_models, "--bart_model", str(tiny_bart), "--bart_direction", "both"], **given)
-    assert done.returncode == 0, done.stderr
+    command = ["--gen_dir_name", str(run), "--score_method", "all", "--num_layers", "2"]
+    command += ["--bert_model", str(Path(__file__).parents[1] / "fixtures" / "tiny_bert")]
+    assert run_script("score", command) == 2
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1].startswith("error: --bart_model: 'facebook/bart-large-cnn'") and told.out == ""
+    assert [path.name for path in run.iterdir()] == ["DR.csv"]
+    assert run_script("score", [*command, "--bart_model", str(tiny_bart), "--bart_direction", "both"]) == 0
     scores = json.loads((run / "scores.json").read_text())["scores"]["response"]["DR"]
     assert list(scores) == ["bleu", "rouge", "bert_score", "bart_score"]
     assert list(scores["bart_score"]["values"]) == ["bart_score", "bart_score_reverse", "bart_score_mean"]
-    assert "bart_score_mean" in done.stdout and "rouge-score:" in done.stdout
+    shown = capsys.readouterr().out
+    assert "bart_score_mean" in shown and "rouge-score:" in shown and "bart_score: an empty answer scores" in shown

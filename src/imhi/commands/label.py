@@ -12,10 +12,18 @@ from imhi.data import ResponseFile, parse_dataset_names
 from imhi.errors import UserError
 from imhi.talk import say, show
 
-DESCRIPTION = "Label a folder of responses with the published classifiers, and compare the labels with the gold ones."
+DESCRIPTION = (
+    "Label a folder of responses with one classifier a dataset, or by rule, and compare the labels with the gold ones."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rules",
+        metavar="DIR",
+        help="label this folder by rule, without a model: prints accuracy and F1, ours and by the published rule,\n"
+        "and writes correctness.json there",
+    )
     parser.add_argument(
         "--model_path",
         help="folder with one classifier a dataset (MODEL_PATH/DR, MODEL_PATH/SAD, ...);\n"
@@ -48,9 +56,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.rules is not None:
+        return _label_by_rules(arguments)
     if arguments.labelled:
         return _compare_only(arguments)
     return _label_with_classifiers(arguments)
+
+
+def _label_by_rules(arguments: argparse.Namespace) -> int:
+    given = [flag for flag in ("model_path", "data_path", "data_output_path", "labelled") if getattr(arguments, flag)]
+    if given:
+        raise UserError(f"--rules DIR reads and writes DIR alone; leave --{given[0]} out")
+    from imhi.rule_labelling import label_folder_by_rules, rule_table
+
+    folder = Path(arguments.rules).expanduser()
+    datasets = parse_dataset_names(arguments.datasets)
+    show(rule_table(label_folder_by_rules(folder, datasets=datasets, overwrite=arguments.overwrite)))
+    say(f"figures in {folder / 'correctness.json'} and {folder / 'results.txt'}")
+    return 0
 
 
 def _label_with_classifiers(arguments: argparse.Namespace) -> int:

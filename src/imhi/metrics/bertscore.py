@@ -80,7 +80,7 @@ NO_PREFIX_SPACE_TYPES = frozenset(["bart", "led", "longformer"])
 LAYER_COUNTS = ("encoder_layers", "num_layers", "num_hidden_layers", "n_layers", "n_layer")
 
 # Pairs whose embeddings are held at once, in batches.
-BATCHES_HELD = 8
+BATCHES_HELD = 2
 
 
 class BertScore(Metric):

@@ -1,0 +1,29 @@
+"""``imhi demo``: the first look that ``make demo`` runs."""
+
+from __future__ import annotations
+
+import argparse
+
+from imhi.commands import model_output_folder, positive
+
+DESCRIPTION = (
+    "A first look: the embedded model on made-up sample rows, labelled and scored. Minutes on a CPU, no network."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model_output_path", default="demo", help="name of the run under model_output/, or a path")
+    parser.add_argument("--limit", type=positive, help="at most this many rows a dataset")
+    parser.add_argument("--cuda", action="store_true", help="run on the first GPU")
+    parser.add_argument("--overwrite", action="store_true", help="discard an earlier demo run")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from imhi.demo import run_demo
+
+    return run_demo(
+        model_output_folder(arguments.model_output_path),
+        limit=arguments.limit,
+        cuda=arguments.cuda,
+        overwrite=arguments.overwrite,
+    )

@@ -1,0 +1,76 @@
+"""A first look: the embedded model answers the made-up sample rows, and the answers are labelled and scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from imhi.data import samples_root
+from imhi.engines import Decoding
+from imhi.generation import GenerationRequest, generate_responses
+from imhi.metrics import METRICS
+from imhi.rule_labelling import label_folder_by_rules
+from imhi.scoring import score_folder
+from imhi.talk import say, show, table
+
+__all__ = ["run_demo"]
+
+MODEL, ENCODER = "embedded:smollm2", "embedded:minilm"
+# The general chat model answers the bare IMHI prompt with rambling; its chat template makes it answer.
+DECODING = Decoding(max_new_tokens=128, chat_template=True)
+
+
+def run_demo(output: Path, *, limit: int | None = None, cuda: bool = False, overwrite: bool = False) -> int:
+    """Generate, label and score the sample rows with what the packages carry; prints one table.
+
+    Needs no network.  Interrupted, it goes on where it stopped; finished, it only prints the table again.
+    """
+    say("a first look on made-up sample rows (not the benchmark), with SmolLM2-135M-Instruct; no network is used")
+    request = GenerationRequest(
+        output=output,
+        model=MODEL,
+        llama=True,
+        suite="IMHI",
+        limit=limit,
+        data_root=str(samples_root()),
+        cuda=cuda,
+        decoding=DECODING,
+        overwrite=overwrite,
+    )
+    folder = generate_responses(request)
+    figures = label_folder_by_rules(folder)
+    metrics = [METRICS["bleu"](), METRICS["rouge"](), METRICS["bert_score"](model=ENCODER)]
+    scores = score_folder(folder, metrics)
+    headers = ["dataset", "rows", "unparsed", "accuracy", "weighted F1", "BLEU", "ROUGE-1", "ROUGE-L", "BERTScore"]
+    rows = []
+    for figure in figures:
+        values = {name: value for entry in scores[figure.dataset].values() for name, value in entry["values"].items()}
+        rows.append(
+            [
+                figure.dataset,
+                str(figure.strict.n),
+                str(figure.strict.unparsed),
+                f"{100 * figure.strict.accuracy:.1f}",
+                f"{100 * figure.strict.weighted_f1:.1f}",
+                *(f"{values[name]:.3f}" for name in ("bleu", "rouge1", "rougeL", "bert_f1")),
+            ]
+        )
+    show(table(headers, rows))
+    show(
+        "\nThese are made-up sample rows, a handful a dataset: the table shows that the pipeline works, not how good a\n"
+        "model is. Accuracy and F1 by rule, in per cent, unparsed answers counted as wrong."
+    )
+    show(f"\nEverything lies in {folder}")
+    for name, what in (
+        ("manifest.json", "what ran"),
+        ("responses.jsonl", "every response with its token counts"),
+        ("DATASET.csv", "goldens,generated_text"),
+        ("correctness.json", "labels against gold, with confusion counts"),
+        ("scores.json, scores/", "scores with signatures; a value per row"),
+    ):
+        show(f"  {name:<22}{what}")
+    show(
+        "\nNext, the real test files and a model of yours:\n"
+        "  imhi data fetch --to imhi_data\n"
+        "  imhi generate --data_root imhi_data --model_path MODEL --model_output_path my-run --cuda --rule_calculate"
+    )
+    return 0
