@@ -259,6 +259,7 @@ def _load_errors() -> tuple[type[Exception], ...]:
         RuntimeError,
         EOFError,
         LookupError,
+        ImportError,
         pickle.UnpicklingError,
         struct.error,
         SafetensorError,
@@ -530,7 +531,7 @@ def convert_gguf(path: Path) -> Path:
         model = AutoModelForCausalLM.from_pretrained(
             str(path.parent), gguf_file=path.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
-    except (*_load_errors(), ImportError) as error:
+    except _load_errors() as error:
         raise UserError(f"--model_path: {path} does not load as GGUF ({_first_line(error)})") from error
     # transformers refuses to save what it still takes for quantised weights; they are plain tensors by now.
     model.hf_quantizer = None
