@@ -179,12 +179,13 @@ def test_another_process_s_entries_are_kept(run):
     assert (run / "scores" / "DR.csv").read_text().startswith("row,bleu,rouge1")
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("damage", ["{", "[]", '{"format": "other"}', "\ufffd"])
-def test_a_damaged_score_file_is_one_line_before_any_work(run, damage):
+def test_a_damaged_score_file_is_one_line_before_any_work(run, damage, overwrite):
     (run / "scores.json").write_text(damage)
     counted = CountingBleu()
     with pytest.raises(UserError, match=r"scores\.json: not (readable|a score file).*score again") as raised:
-        score_folder(run, [counted])
+        score_folder(run, [counted], overwrite=overwrite)
     assert "\n" not in str(raised.value) and counted.pairs == 0
 
 

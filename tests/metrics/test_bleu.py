@@ -31,6 +31,7 @@ MADE_UP = [
     ("“curly” café — naïve…", '"curly" cafe - naive...'),
     ("&lt;b&gt; &quot;x&quot; &amp;lt;", '<b> "x" &lt;'),
     ("ends with a period .", "ends with a period."),
+    ("the text ends with a dash-\n", "the text ends with a dash-"),
 ]
 
 

@@ -17,6 +17,7 @@ compare with.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -357,13 +358,16 @@ def _read_baseline(file: Path, layer: int) -> tuple[float, float, float]:
 
 
 def _wants_prefix_space(folder: Path, config: dict[str, Any]) -> bool:
-    import json
-
     model_type = config.get("model_type")
     if model_type in NO_PREFIX_SPACE_TYPES:
         return False
     described = folder / "tokenizer_config.json"
-    named = json.loads(described.read_text(encoding="utf-8")).get("tokenizer_class") if described.exists() else None
+    named = None
+    if described.exists():
+        try:
+            named = json.loads(described.read_text(encoding="utf-8")).get("tokenizer_class")
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{FLAG}: {described} is not JSON ({error})") from None
     named = named or config.get("tokenizer_class")
     return named in PREFIX_SPACE_CLASSES if named else model_type in PREFIX_SPACE_TYPES
 
