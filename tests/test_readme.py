@@ -85,7 +85,7 @@ def test_fetch_and_check_of_the_readme_run(tmp_path, real_data, monkeypatch, cap
     commands = [words for words in readme_commands() if words[:2] == ["imhi", "data"]]
     assert [words[2] for words in commands] == ["fetch", "check"]
     assert run_command([*commands[0], "--from", str(real_data)], {}) == 1
-    assert "CLP" in capsys.readouterr().out
+    assert "CLP" in capsys.readouterr().err
     assert run_command(commands[1], {}) == 0
     assert (tmp_path / "imhi_data/test_data/test_instruction/DR.csv").exists()
 

@@ -87,7 +87,8 @@ def locate(model: str | Path, *, flag: str = "--model_path") -> Path:
     if path.exists():
         return path
     if _looks_like_path(name):
-        raise UserError(f"{flag}: no file or folder {path}")
+        hint = "" if "/" in name else "; a hub id is OWNER/NAME"
+        raise UserError(f"{flag}: no file or folder {path}{hint}")
     return _locate_on_hub(name, flag)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -148,33 +148,41 @@ def score_folder(
     read_scores(folder)
     results: Entries = {text.dataset: {} for text in texts}
     for metric in metrics:
-        kept = []
+        kept, todo = [], []
         for text in texts:
             entry = None if overwrite else _earlier_entry(folder, metric, text, target)
             if entry is None:
-                entry, row_values = _compute(metric, text, target)
-                _store(folder, metric, text, target, entry, row_values)
+                todo.append(text)
             else:
                 kept.append(text.dataset)
-            results[text.dataset][metric.name] = entry
+                results[text.dataset][metric.name] = entry
         if kept:
             say(
                 f"{metric.name}: kept from before for {', '.join(kept)} (same signature, same texts; --overwrite scores anew)"
             )
+        if not todo:
+            continue
+        with progress_bar(sum(len(text.golds) for text in todo), metric.name) as bar:
+            for text in todo:
+                bar.set_description(f"{metric.name} {text.dataset}")
+                entry, row_values = _compute(metric, text, bar.update)
+                _store(folder, metric, text, target, entry, row_values)
+                results[text.dataset][metric.name] = entry
     return results
 
 
-def _compute(metric: Metric, text: Texts, target: str) -> tuple[dict[str, Any], dict[str, list[float]]]:
+def _compute(
+    metric: Metric, text: Texts, advance: Callable[[int], object]
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """The entry of one metric on one dataset and its values per row."""
     started = time.monotonic()
     try:
-        with progress_bar(len(text.golds), f"{metric.name} {text.dataset}") as bar:
-            statistics = metric.statistics(text.generated, text.golds, bar.update)
+        statistics = metric.statistics(text.generated, text.golds, advance)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"{metric.name} on {text.dataset}: memory ran out with a single row; "
+            f"{metric.name} on {text.dataset}: memory ran out, even with one row at a time; "
             "--dtype bfloat16 halves the need, --device cpu takes the machine's memory",
             code=1,
         ) from error

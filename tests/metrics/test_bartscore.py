@@ -213,6 +213,11 @@ def test_mistakes_are_one_line(tiny_bart, tiny_t5, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             make()
+    torn = tmp_path / "torn"
+    shutil.copytree(tiny_bart, torn)
+    (torn / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="does not load"):
+        BartScore(str(torn)).score(["a"], ["b"])
     bare = tmp_path / "bare"
     shutil.copytree(tiny_bart, bare)
     described = json.loads((bare / "tokenizer.json").read_text())

@@ -198,6 +198,18 @@ def test_names_of_known_models():
     assert _read_baseline(file, 17) == pytest.approx((0.8315, 0.8315, 0.8312), abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("file", "content"), [("model.safetensors", b"torn"), ("config.json", b'{"model_type": "no"}')]
+)
+def test_a_damaged_checkpoint_is_one_line(file, content, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(MODELS["tiny_bert"], folder)
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match="does not load as an encoder") as raised:
+        BertScore(str(folder), num_layers=2).score(["a"], ["b"])
+    assert "\n" not in str(raised.value)
+
+
 def test_missing_weights_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 

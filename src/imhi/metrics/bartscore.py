@@ -18,7 +18,7 @@ from imhi.batching import plan_batches, run_split
 from imhi.checkpoints import fingerprint, load_tokenizer, locate, read_config, weight_files
 from imhi.devices import pick_dtype
 from imhi.errors import UserError
-from imhi.metrics.base import Metric, Signature, Statistics, digest_of
+from imhi.metrics.base import Metric, Signature, Statistics, digest_of, first_line, load_errors
 from imhi.talk import say
 
 __all__ = ["DIRECTIONS", "BartScore"]
@@ -218,8 +218,8 @@ def _load_bart(folder: Path, weights: Path | None, device: str, dtype: str) -> A
         model, info = BartForConditionalGeneration.from_pretrained(
             str(folder), dtype=pick_dtype(dtype, device), output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, EOFError) as error:
-        raise UserError(f"{FLAG}: {folder} does not load ({_first_line(error)})") from error
+    except load_errors() as error:
+        raise UserError(f"{FLAG}: {folder} does not load ({first_line(error)})") from error
     missing = sorted(info.get("missing_keys") or [])
     if missing:
         raise UserError(
@@ -232,14 +232,12 @@ def _load_bart(folder: Path, weights: Path | None, device: str, dtype: str) -> A
 
 def _load_state_dict(model: Any, weights: Path) -> None:
     """Load a state dict over a model's weights; UserError unless it covers them all."""
-    import pickle
-
     import torch
 
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"--bart_weights: {weights} is not a state dict of tensors ({_first_line(error)})") from error
+    except load_errors() as error:
+        raise UserError(f"--bart_weights: {weights} is not a state dict of tensors ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"--bart_weights: {weights} holds something else than a state dict of tensors")
     try:
@@ -262,7 +260,3 @@ def _load_state_dict(model: Any, weights: Path) -> None:
             f"--bart_weights: {weights} does not fit the model ({len(lacking)} weights missing, "
             f"{len(report.unexpected_keys)} unknown, {odd} among them)"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

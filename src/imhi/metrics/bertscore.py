@@ -28,7 +28,7 @@ from imhi.checkpoints import EMBEDDED, fingerprint, load_tokenizer, locate, read
 from imhi.data import read_table
 from imhi.devices import pick_dtype
 from imhi.errors import UserError
-from imhi.metrics.base import Metric, Signature, Statistics, digest_of
+from imhi.metrics.base import Metric, Signature, Statistics, digest_of, first_line, load_errors
 from imhi.talk import say
 
 if TYPE_CHECKING:
@@ -378,16 +378,16 @@ def _load_encoder(folder: Path, num_layers: int, device: str, dtype: str) -> Any
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    # The layers above are then neither built nor loaded.
-    for name in LAYER_COUNTS:
-        if hasattr(config, name):
-            setattr(config, name, num_layers)
-    loader = AutoModelForTextEncoding if config.model_type in {"t5", "mt5", "umt5"} else AutoModel
     verbosity = logging.get_verbosity()
     # The report on unused weights (the layers above, heads) would be pages long; missing ones are checked below.
     logging.set_verbosity_error()
     try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        # The layers above are then neither built nor loaded.
+        for name in LAYER_COUNTS:
+            if hasattr(config, name):
+                setattr(config, name, num_layers)
+        loader = AutoModelForTextEncoding if config.model_type in {"t5", "mt5", "umt5"} else AutoModel
         model, info = loader.from_pretrained(
             str(folder),
             config=config,
@@ -395,9 +395,8 @@ def _load_encoder(folder: Path, num_layers: int, device: str, dtype: str) -> Any
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, EOFError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{FLAG}: {folder} does not load as an encoder ({reason})") from error
+    except load_errors() as error:
+        raise UserError(f"{FLAG}: {folder} does not load as an encoder ({first_line(error)})") from error
     finally:
         logging.set_verbosity(verbosity)
     missing = sorted(name for name in info.get("missing_keys") or [] if "pooler" not in name)
