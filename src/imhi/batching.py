@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-__all__ = ["is_out_of_memory", "plan_batches", "run_split"]
+__all__ = ["is_out_of_memory", "plan_batches", "release_memory", "run_split"]
 
 Result = TypeVar("Result")
 
@@ -67,14 +67,15 @@ def run_split(
             yield part, result
             continue
         # Outside the except block: the traceback would keep the failed batch's tensors alive.
-        _release_memory()
+        release_memory()
         if on_split is not None and out_of_memory:
             on_split(len(part))
         middle = (len(part) + 1) // 2
         waiting += [part[middle:], part[:middle]]
 
 
-def _release_memory() -> None:
+def release_memory() -> None:
+    """Give back what dropped tensors held, on the host and on the GPU."""
     import gc
 
     import torch

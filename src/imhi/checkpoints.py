@@ -10,11 +10,14 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imhi.batching import is_out_of_memory
 from imhi.data import sha256_of
 from imhi.errors import UserError
 from imhi.talk import say
@@ -30,11 +33,15 @@ __all__ = [
     "check_tokenizer",
     "convert_gguf",
     "fingerprint",
+    "first_line",
+    "load_errors",
     "load_generator",
+    "load_model",
     "load_tokenizer",
     "locate",
     "locate_generator",
     "read_config",
+    "refuse_missing",
     "weight_files",
 ]
 
@@ -83,8 +90,12 @@ def locate(model: str | Path, *, flag: str = "--model_path") -> Path:
         )
     if name.startswith("embedded:"):
         return _locate_embedded(name, flag)
-    path = Path(name).expanduser()
-    if path.exists():
+    try:
+        path = Path(name).expanduser()
+        present = path.exists()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{flag}: {name} cannot be looked up ({getattr(error, 'strerror', None) or error})") from None
+    if present:
         return path
     if _looks_like_path(name):
         hint = "" if "/" in name else "; a hub id is OWNER/NAME"
@@ -124,7 +135,7 @@ def _locate_on_hub(name: str, flag: str) -> Path:
     try:
         return Path(snapshot_download(name, ignore_patterns=[*NOT_WEIGHTS, "*.h5", "*.msgpack", "*.onnx", "*.ot"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
+        reason = first_line(error).partition(". ")[0]
         raise UserError(
             f"{flag}: {name!r} is no local folder, and the hub did not give it ({reason}); "
             "check the name, or download it first and give its folder"
@@ -137,16 +148,25 @@ def read_config(folder: Path, *, flag: str = "--model_path") -> dict[str, Any]:
         raise UserError(f"{flag}: {folder} is a file; expected a checkpoint folder with config.json")
     config = folder / "config.json"
     if config.exists():
-        try:
-            return json.loads(config.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{flag}: {config} is not JSON ({error})") from None
+        return _read_json(config, flag)
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{flag}: {folder} is a LoRA adapter, not a model; give it with --lora_path")
     inside = sorted(child.name for child in folder.iterdir())[:6]
     nested = next((child for child in sorted(folder.iterdir()) if (child / "config.json").exists()), None)
     hint = f"; did you mean {nested}?" if nested else ""
     raise UserError(f"{flag}: {folder} has no config.json (found {', '.join(inside) or 'nothing'}){hint}")
+
+
+def _read_json(path: Path, flag: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{flag}: {path} cannot be read ({error.strerror})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag}: {path} is not JSON ({error}); copy or download the file again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{flag}: {path} is not a JSON object; copy or download the file again")
+    return content
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -159,7 +179,8 @@ def fingerprint(path: Path) -> dict[str, str]:
     """File name → digest, for a checkpoint folder or a single file.
 
     Small files (up to 64 MiB) get their SHA-256.  Larger ones get ``sampled:`` and the SHA-256 of their size and
-    of 64 evenly spaced blocks of 1 MiB, which tells checkpoints apart without reading 50 GB.
+    of 64 evenly spaced blocks of 1 MiB, which tells checkpoints apart without reading 50 GB.  UserError on a link
+    to nothing.
     """
     if path.is_file():
         return {path.name: _digest(path)}
@@ -169,6 +190,9 @@ def fingerprint(path: Path) -> dict[str, str]:
         *sorted(path.glob("*.model")),
         *sorted(path.glob("*.txt")),
     ]
+    for file in relevant:
+        if not file.exists():
+            raise UserError(f"{file}: a link to a file that is not there; copy or download the checkpoint again")
     return {file.name: _digest(file) for file in relevant}
 
 
@@ -211,8 +235,11 @@ def load_tokenizer(folder: Path, *, flag: str = "--model_path", **options: Any) 
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options)
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{flag}: the tokenizer in {folder} does not load ({_first_line(error)})") from None
+    except Exception as error:  # on a damaged tokenizer.json, the tokenizers library raises plain Exception
+        raise UserError(
+            f"{flag}: the tokenizer in {folder} does not load ({first_line(error)}); "
+            "copy or download its tokenizer files again"
+        ) from error
     if _keeps_words_apart(tokenizer) or not (folder / "tokenizer.json").exists():
         return check_tokenizer(tokenizer, folder, flag=flag)
     plain = PreTrainedTokenizerFast.from_pretrained(str(folder), **options)
@@ -247,11 +274,12 @@ def _keeps_words_apart(tokenizer: PreTrainedTokenizerBase) -> bool:
     return len(back.split()) >= len(PROBE.split())
 
 
-def _load_errors() -> tuple[type[Exception], ...]:
+def load_errors() -> tuple[type[Exception], ...]:
     """What transformers, torch, safetensors and the GGUF reader raise on files that are damaged or do not fit."""
     import pickle
     import struct
 
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     return (
@@ -261,14 +289,19 @@ def _load_errors() -> tuple[type[Exception], ...]:
         EOFError,
         LookupError,
         ImportError,
+        TypeError,
+        AttributeError,
         pickle.UnpicklingError,
         struct.error,
         SafetensorError,
+        StrictDataclassError,
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a message of one line."""
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return (f"{first} {rest[0]}" if rest and first.endswith(":") else first)[:200]
 
 
 @dataclass(frozen=True)
@@ -326,15 +359,16 @@ def locate_generator(
     UserError
         A wrong path, a classifier, an adapter in place of a model, a missing tokenizer: what was found and expected.
     """
+    flag = "--model_path"
     adapter = locate(lora_path, flag="--lora_path") if lora_path else None
     if adapter is not None:
         base = _adapter_base(adapter)
         if model is None:
             if not base:
                 raise UserError(f"--lora_path: {adapter} names no base model; give it with --model_path")
-            model = base
+            model, flag = base, f"--model_path (as {adapter} says)"
     name = model if model is not None else default
-    folder = locate(name)
+    folder = locate(name, flag=flag)
     gguf = _gguf_file(folder)
     if gguf is not None:
         folder = convert_gguf(gguf)
@@ -356,10 +390,7 @@ def _adapter_base(adapter: Path) -> str | None:
         raise UserError(f"--lora_path: {adapter} holds {what}; expected a PEFT adapter folder with adapter_config.json")
     if not any((adapter / f"adapter_model.{suffix}").exists() for suffix in ("safetensors", "bin")):
         raise UserError(f"--lora_path: {adapter} has no adapter_model.safetensors (or .bin)")
-    try:
-        return json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"--lora_path: {config} is not JSON ({error})") from None
+    return _read_json(config, "--lora_path").get("base_model_name_or_path")
 
 
 def _gguf_file(path: Path) -> Path | None:
@@ -386,8 +417,9 @@ def _generator_kind(config: dict[str, Any], folder: Path) -> str:
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     )
 
-    architectures = config.get("architectures") or []
-    model_type = config.get("model_type", "")
+    named = config.get("architectures") or []
+    architectures = [str(name) for name in (named if isinstance(named, list) else [named])]
+    model_type = str(config.get("model_type", ""))
     generative = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
     wrong = [name for name in architectures if not name.endswith(generative)]
     if wrong:
@@ -414,25 +446,20 @@ def load_generator(spec: GeneratorSpec, *, device: str, dtype: torch.dtype) -> G
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     guards: list[str] = []
     tokenizer = load_tokenizer(spec.folder)
     tokenizer.padding_side = "left" if spec.kind == "causal" else "right"
     loader = AutoModelForCausalLM if spec.kind == "causal" else AutoModelForSeq2SeqLM
-    try:
-        model, info = loader.from_pretrained(
-            str(spec.folder), dtype=dtype, trust_remote_code=False, output_loading_info=True, low_cpu_mem_usage=True
-        )
-    except _load_errors() as error:
-        raise UserError(f"--model_path: {spec.folder} does not load ({_first_line(error)})") from error
-    missing = sorted(info.get("missing_keys") or [])
-    if missing:
+    # Mismatched sizes are let through so that the shapes come back and can be named.
+    model, info = load_model(loader, spec.folder, flag="--model_path", dtype=dtype, ignore_mismatched_sizes=True)
+    if mismatched := sorted(info["mismatched_keys"]):
+        weight, found, expected = mismatched[0]
         raise UserError(
-            f"--model_path: {spec.folder} lacks {len(missing)} weights ({', '.join(missing[:3])} ...); "
-            "they would be random. Is a shard missing, or is this another architecture?"
+            f"--model_path: {len(mismatched)} weights in {spec.folder} do not fit its config.json ({weight} is "
+            f"{tuple(found)} where {tuple(expected)} is expected); they do not belong together"
         )
+    refuse_missing(info["missing_keys"], spec.folder, flag="--model_path")
     model.to(device).eval()
     if spec.adapter is not None:
         model = _merge_adapter(model, tokenizer, spec.adapter)
@@ -462,6 +489,59 @@ def load_generator(spec: GeneratorSpec, *, device: str, dtype: torch.dtype) -> G
     }
     context = getattr(model.config, "max_position_embeddings", None)
     return Generator(model, tokenizer, spec.kind, context, device, facts)
+
+
+def load_model(
+    loader: Any, folder: Path, *, flag: str, dtype: torch.dtype, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """``loader.from_pretrained`` on a local folder, quietly: (model, loading info).
+
+    Never runs code from the checkpoint.  UserError names the folder where its files are damaged, do not fit, or do
+    not fit into memory.  What the loading info says of missing weights is the caller's to judge (`refuse_missing`).
+    """
+    with _quiet_transformers():
+        try:
+            return loader.from_pretrained(
+                str(folder),
+                dtype=dtype,
+                output_loading_info=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                **options,
+            )
+        except load_errors() as error:
+            if is_out_of_memory(error):
+                raise UserError(f"{flag}: {folder} does not fit into memory") from error
+            raise UserError(
+                f"{flag}: {folder} does not load ({first_line(error)}); its files are damaged or incomplete, "
+                "copy or download them again"
+            ) from error
+
+
+def refuse_missing(missing: Iterable[str], folder: Path, *, flag: str) -> None:
+    """UserError if weights are missing from a checkpoint: transformers would make them up at random."""
+    names = sorted(missing)
+    if names:
+        raise UserError(
+            f"{flag}: {folder} lacks {len(names)} weights ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''}), "
+            "which would be random; is a shard missing, or is this another architecture?"
+        )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without the loading bar and the loading report; what matters in them is raised as UserError."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _greedy_config(model: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -497,9 +577,9 @@ def _merge_adapter(model: Any, tokenizer: PreTrainedTokenizerBase, adapter: Path
         before = model(**probe).logits.float()
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except _load_errors() as error:
+    except load_errors() as error:
         raise UserError(
-            f"--lora_path: {adapter} does not fit the base model ({_first_line(error)}); "
+            f"--lora_path: {adapter} does not fit the base model ({first_line(error)}); "
             "is --model_path the model it was trained on?"
         ) from error
     merged.eval()
@@ -521,7 +601,28 @@ def convert_gguf(path: Path) -> Path:
     folder = cache_folder() / "gguf" / f"{path.stem}-{digest}"
     if (folder / "config.json").exists():
         return folder
+    partial = folder.with_name(folder.name + f".part{os.getpid()}")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: cannot be made ({error.strerror}); "
+            "set IMHI_CACHE to a folder for converted checkpoints that can be written"
+        ) from None
     say(f"converting {path.name} to bfloat16, once, into {folder} (about half a minute for 100 MB)")
+    try:
+        _convert_gguf_into(partial, path)
+        partial.rename(folder)
+    except OSError as error:
+        # Another process may have converted the same file meanwhile; its copy is as good.
+        if not (folder / "config.json").exists():
+            raise UserError(f"{partial}: cannot be written ({error.strerror or error})", code=1) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _convert_gguf_into(folder: Path, path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
@@ -532,24 +633,16 @@ def convert_gguf(path: Path) -> Path:
         model = AutoModelForCausalLM.from_pretrained(
             str(path.parent), gguf_file=path.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
-    except _load_errors() as error:
-        raise UserError(f"--model_path: {path} does not load as GGUF ({_first_line(error)})") from error
+    except load_errors() as error:
+        raise UserError(
+            f"--model_path: {path} does not load as GGUF ({first_line(error)}); copy or download it again"
+        ) from error
     # transformers refuses to save what it still takes for quantised weights; they are plain tensors by now.
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    partial = folder.with_name(folder.name + f".part{os.getpid()}")
-    partial.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(partial), max_shard_size="4GB")
-    tokenizer.save_pretrained(str(partial))
+    model.save_pretrained(str(folder), max_shard_size="4GB")
+    tokenizer.save_pretrained(str(folder))
     source = {"source": path.name, "digest": _digest(path), "dtype": "bfloat16"}
-    (partial / "converted_from.json").write_text(json.dumps(source, indent=1), encoding="utf-8")
-    try:
-        partial.rename(folder)
-    except OSError:
-        # Another process converted the same file meanwhile; its copy is as good.
-        if not (folder / "config.json").exists():
-            raise
-        shutil.rmtree(partial)
-    return folder
+    (folder / "converted_from.json").write_text(json.dumps(source, indent=1), encoding="utf-8")

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imhi.batching import is_out_of_memory, plan_batches, run_split
+from imhi.batching import is_out_of_memory, plan_batches, release_memory, run_split
 from imhi.benchmark import Dataset, dataset_named
-from imhi.checkpoints import fingerprint, load_tokenizer, read_config, weight_files
+from imhi.checkpoints import fingerprint, load_model, load_tokenizer, read_config, weight_files
 from imhi.errors import UserError
 from imhi.labelers import LabelResult
 from imhi.talk import progress_bar, say
@@ -174,8 +173,7 @@ class BertLabeler:
         rows_of: dict[str, list[int]] = {}
         for row, text in enumerate(texts):
             rows_of.setdefault(text, []).append(row)
-        with _quiet_transformers():
-            classified = self._classify(dataset, list(rows_of), [len(rows) for rows in rows_of.values()])
+        classified = self._classify(dataset, list(rows_of), [len(rows) for rows in rows_of.values()])
         labels: list[str | None] = [None] * len(texts)
         confidences = [0.0] * len(texts)
         for rows, (index, confidence, _) in zip(rows_of.values(), classified, strict=True):
@@ -209,7 +207,7 @@ class BertLabeler:
                         bar.update(sum(weights[index] for index in part))
         finally:
             del model
-            _release_memory()
+            release_memory()
         return [(*found[index], truncated[index]) for index in range(len(texts))]
 
     def _run(
@@ -259,29 +257,15 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) ->
 
 def _load(folder: Path, dataset: Dataset, dtype: torch.dtype) -> PreTrainedModel:
     """The classifier in `folder`; UserError where a class weight is missing or of another shape."""
-    import pickle
-
-    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     # A config that states no classes would get transformers' default of two.
     undeclared = _declared_classes(folder, read_config(folder, flag=FLAG)) is None
     options = {"num_labels": len(dataset.labels)} if undeclared else {}
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            str(folder),
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the shapes come back and can be named
-            trust_remote_code=False,
-            local_files_only=True,
-            **options,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise UserError(f"{FLAG}: {folder} does not fit into memory") from None
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{FLAG}: {folder} does not load ({reason}); its files are damaged or incomplete") from None
+    # Mismatched sizes are let through so that the shapes come back and can be named.
+    model, info = load_model(
+        AutoModelForSequenceClassification, folder, flag=FLAG, dtype=dtype, ignore_mismatched_sizes=True, **options
+    )
     if info["mismatched_keys"]:
         shapes = "; ".join(
             f"{name} is {tuple(found)} where {tuple(expected)} is expected"
@@ -298,29 +282,3 @@ def _load(folder: Path, dataset: Dataset, dtype: torch.dtype) -> PreTrainedModel
             f"expected a BertForSequenceClassification trained for {dataset.name}"
         )
     return model
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without the loading bar and the loading report; what matters in them is raised as UserError."""
-    from transformers.utils import logging
-
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def _release_memory() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -15,10 +15,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from imhi.batching import plan_batches, run_split
-from imhi.checkpoints import fingerprint, load_tokenizer, locate, read_config, weight_files
+from imhi.checkpoints import (
+    fingerprint,
+    first_line,
+    load_errors,
+    load_model,
+    load_tokenizer,
+    locate,
+    read_config,
+    refuse_missing,
+    weight_files,
+)
 from imhi.devices import pick_dtype
 from imhi.errors import UserError
-from imhi.metrics.base import Metric, Signature, Statistics, digest_of, first_line, load_errors
+from imhi.metrics.base import Metric, Signature, Statistics, digest_of
 from imhi.talk import say
 
 __all__ = ["DIRECTIONS", "BartScore"]
@@ -211,20 +221,9 @@ def _padded(rows: list[list[int]], pad: int) -> tuple[Any, Any]:
 
 def _load_bart(folder: Path, weights: Path | None, device: str, dtype: str) -> Any:
     from transformers import BartForConditionalGeneration
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    try:
-        model, info = BartForConditionalGeneration.from_pretrained(
-            str(folder), dtype=pick_dtype(dtype, device), output_loading_info=True
-        )
-    except load_errors() as error:
-        raise UserError(f"{FLAG}: {folder} does not load ({first_line(error)})") from error
-    missing = sorted(info.get("missing_keys") or [])
-    if missing:
-        raise UserError(
-            f"{FLAG}: {folder} lacks {len(missing)} weights ({', '.join(missing[:3])} ...); they would be random"
-        )
+    model, info = load_model(BartForConditionalGeneration, folder, flag=FLAG, dtype=pick_dtype(dtype, device))
+    refuse_missing(info["missing_keys"], folder, flag=FLAG)
     if weights is not None:
         _load_state_dict(model, weights)
     return model.to(device).eval()

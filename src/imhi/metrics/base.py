@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-__all__ = ["Metric", "Score", "Signature", "Statistics", "digest_of", "first_line", "load_errors", "mean"]
+__all__ = ["Metric", "Score", "Signature", "Statistics", "digest_of", "mean"]
 
 # One tuple of numbers a row; what they mean is the metric's `statistics_columns`.
 Statistics = list[tuple[float, ...]]
@@ -150,26 +150,3 @@ def digest_of(value: Any) -> str:
     """SHA-256 of a value's JSON form."""
     text = json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-
-def load_errors() -> tuple[type[Exception], ...]:
-    """What loading a damaged or foreign checkpoint raises."""
-    import pickle
-
-    from safetensors import SafetensorError
-
-    return (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        SafetensorError,
-    )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

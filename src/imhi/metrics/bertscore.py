@@ -24,11 +24,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from imhi.batching import plan_batches, run_split
-from imhi.checkpoints import EMBEDDED, fingerprint, load_tokenizer, locate, read_config, weight_files
+from imhi.checkpoints import (
+    EMBEDDED,
+    fingerprint,
+    first_line,
+    load_errors,
+    load_model,
+    load_tokenizer,
+    locate,
+    read_config,
+    refuse_missing,
+    weight_files,
+)
 from imhi.data import read_table
 from imhi.devices import pick_dtype
 from imhi.errors import UserError
-from imhi.metrics.base import Metric, Signature, Statistics, digest_of, first_line, load_errors
+from imhi.metrics.base import Metric, Signature, Statistics, digest_of
 from imhi.talk import say
 
 if TYPE_CHECKING:
@@ -375,35 +386,19 @@ def _wants_prefix_space(folder: Path, config: dict[str, Any]) -> bool:
 def _load_encoder(folder: Path, num_layers: int, device: str, dtype: str) -> Any:
     """The encoder cut off above `num_layers`, chosen by the config's ``model_type``, never by the path."""
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    # The report on unused weights (the layers above, heads) would be pages long; missing ones are checked below.
-    logging.set_verbosity_error()
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        # The layers above are then neither built nor loaded.
-        for name in LAYER_COUNTS:
-            if hasattr(config, name):
-                setattr(config, name, num_layers)
-        loader = AutoModelForTextEncoding if config.model_type in {"t5", "mt5", "umt5"} else AutoModel
-        model, info = loader.from_pretrained(
-            str(folder),
-            config=config,
-            dtype=pick_dtype(dtype, device),
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
     except load_errors() as error:
-        raise UserError(f"{FLAG}: {folder} does not load as an encoder ({first_line(error)})") from error
-    finally:
-        logging.set_verbosity(verbosity)
-    missing = sorted(name for name in info.get("missing_keys") or [] if "pooler" not in name)
-    if missing:
-        raise UserError(
-            f"{FLAG}: {folder} lacks {len(missing)} weights ({', '.join(missing[:3])} ...); they would be random"
-        )
+        raise UserError(f"{FLAG}: the config of {folder} does not load ({first_line(error)})") from error
+    # The layers above are then neither built nor loaded.
+    for name in LAYER_COUNTS:
+        if hasattr(config, name):
+            setattr(config, name, num_layers)
+    loader = AutoModelForTextEncoding if config.model_type in {"t5", "mt5", "umt5"} else AutoModel
+    model, info = load_model(loader, folder, flag=FLAG, dtype=pick_dtype(dtype, device), config=config)
+    # The pooler is not part of the token embeddings that are matched.
+    refuse_missing((name for name in info["missing_keys"] if "pooler" not in name), folder, flag=FLAG)
     if getattr(config, "is_encoder_decoder", False) and hasattr(model, "encoder") and hasattr(model, "decoder"):
         model = model.encoder
     built = _layers_built(model)
