@@ -37,7 +37,14 @@ def ask(
     """
     if not post.strip():
         raise UserError("the post is empty; give it in quotes, or - to read it from standard input")
-    dataset = DATASETS[parse_dataset_names([dataset_name])[0]]
+    try:
+        post.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError("the post is not UTF-8 text; convert it to UTF-8") from None
+    names = parse_dataset_names([dataset_name], flag="--dataset")
+    if len(names) > 1:
+        raise UserError(f"--dataset: one question at a time, got {', '.join(names)}")
+    dataset = DATASETS[names[0]]
     chosen_aspect = _aspect(dataset, aspect)
     chosen_device = pick_device(cuda=cuda, device=device)
     spec = locate_generator(model, lora_path=lora_path, llama=llama)

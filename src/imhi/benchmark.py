@@ -426,7 +426,11 @@ _TABLE = (
             "Yes, this wellness dimension exists in the post.",
             "No, this wellness dimension does not exist in the post.",
         ),
-        claims=(r"dimension (?:does )?(?:not )?exists?", r"aspect (?:of wellness )?(?:does )?(?:not )?exists?"),
+        claims=(
+            r"dimension (?:does )?(?:not )?exists?",
+            r"aspect (?:of wellness )?(?:does )?(?:not )?exists?",
+            r"(?:contains?|shows?|exhibits?|reflects?|includes?) (?:any |the |an? )?(?:aspects? of )?\w+ wellness",
+        ),
         published_rule=_YES_NO_RULE,
         published_default="no",
         published_test_rows=2441,

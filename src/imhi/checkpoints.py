@@ -238,7 +238,7 @@ def load_tokenizer(folder: Path, *, flag: str = "--model_path", **options: Any) 
     except Exception as error:  # on a damaged tokenizer.json, the tokenizers library raises plain Exception
         raise UserError(
             f"{flag}: the tokenizer in {folder} does not load ({first_line(error)}); "
-            "copy or download its tokenizer files again"
+            "copy or download its config and tokenizer files again"
         ) from error
     if _keeps_words_apart(tokenizer) or not (folder / "tokenizer.json").exists():
         return check_tokenizer(tokenizer, folder, flag=flag)

@@ -78,6 +78,8 @@ def resolve_data_root(given: str | Path | None) -> DataRoot:
     Raises UserError where the chosen folder does not exist or holds none of the published folders.
     """
     if given is not None:
+        if not str(given).strip():
+            raise UserError("--data_root is empty; give the folder that contains test_data/, or leave the flag out")
         root, source = DataRoot(Path(given).expanduser(), "--data_root"), "--data_root"
     elif os.environ.get("IMHI_DATA"):
         root, source = DataRoot(Path(os.environ["IMHI_DATA"]).expanduser(), "$IMHI_DATA"), "$IMHI_DATA"
@@ -129,16 +131,23 @@ class LoadedSuite:
         return counts
 
 
-def parse_dataset_names(names: Iterable[str]) -> list[str]:
-    """Canonical dataset names, in the table's order, from user input (any case, comma- or space-separated)."""
+def parse_dataset_names(names: Iterable[str], *, flag: str = "--datasets") -> list[str]:
+    """Canonical dataset names, in the table's order, from user input (any case, comma- or space-separated).
+
+    No names at all give an empty list, which means all; names that are empty are an error.
+    """
+    given = list(names)
+    parts = [part.strip() for name in given for part in name.split(",") if part.strip()]
+    if given and not parts:
+        raise UserError(f"{flag} is empty; the ten are {', '.join(DATASETS)}")
     chosen = set()
-    for name in (part for given in names for part in given.split(",") if part):
+    for name in parts:
         dataset = dataset_named(name)
         if dataset is None:
             close = get_close_matches(name.casefold(), [known.casefold() for known in DATASETS], n=1)
             known = dataset_named(close[0]) if close else None
             hint = f"; did you mean {known.name}?" if known else ";"
-            raise UserError(f"--datasets: no dataset {name!r}{hint} The ten are {', '.join(DATASETS)}")
+            raise UserError(f"{flag}: no dataset {name!r}{hint} The ten are {', '.join(DATASETS)}")
         chosen.add(dataset.name)
     return [name for name in DATASETS if name in chosen]
 

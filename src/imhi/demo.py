@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 from imhi.data import samples_root
@@ -68,9 +70,18 @@ def run_demo(output: Path, *, limit: int | None = None, cuda: bool = False, over
         ("scores.json, scores/", "scores with signatures; a value per row"),
     ):
         show(f"  {name:<22}{what}")
+    imhi = _command()
     show(
-        "\nNext, the real test files and a model of yours:\n"
-        "  imhi data fetch --to imhi_data\n"
-        "  imhi generate --data_root imhi_data --model_path MODEL --model_output_path my-run --cuda --rule_calculate"
+        f"\nNext, the released test files, and then a model of yours on them:\n"
+        f"  {imhi} data fetch --to imhi_data\n"
+        f"  {imhi} generate --data_root imhi_data --model_path MODEL --model_output_path my-run --rule_calculate --cuda"
     )
     return 0
+
+
+def _command() -> str:
+    """How to type ``imhi`` here: by name if the shell finds it, else by its path in the virtual environment."""
+    beside = Path(sys.executable).with_name("imhi")
+    if shutil.which("imhi") or not beside.exists():
+        return "imhi"
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)

@@ -10,6 +10,7 @@ from typing import Any
 
 from imhi.benchmark import DATASETS
 from imhi.data import read_responses, response_files, write_text_atomically
+from imhi.errors import UserError
 from imhi.labelers.rules import label_by_rule, published_rule
 from imhi.labelling import earlier_figures
 from imhi.metrics.correctness import Correctness, correctness
@@ -67,9 +68,12 @@ def label_folder_by_rules(folder: Path, *, datasets: Sequence[str] = (), overwri
             )
         )
     record = {"labeler": SOURCE, "made": now(), "datasets": {figure.dataset: figure.as_dict() for figure in figures}}
-    write_text_atomically(folder / "correctness.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     lines = [figure.published.published_line(figure.dataset, figure.out_of_domain) for figure in figures]
-    write_text_atomically(folder / "results.txt", "\n".join(lines) + "\n")
+    try:
+        write_text_atomically(folder / "correctness.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_text_atomically(folder / "results.txt", "\n".join(lines) + "\n")
+    except OSError as error:
+        raise UserError(f"{folder}: the figures cannot be written there ({error.strerror})", code=1) from None
     return figures
 
 

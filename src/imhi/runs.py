@@ -32,9 +32,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); --overwrite starts the run anew") from None
+    if not isinstance(manifest, dict) or not {"configuration", "sessions"} <= manifest.keys():
+        raise UserError(f"{path}: not the manifest of a run; choose another folder, or --overwrite starts anew")
+    return manifest
 
 
 class Run:
@@ -44,36 +47,42 @@ class Run:
     ----------
     folder : created with its parents.
     configuration : everything that decides the responses; a folder with another one is refused.
-    overwrite : discard what the folder holds of an earlier run.
+    overwrite : discard what the folder holds of an earlier run, as soon as `begin_session` is called: a model that
+        does not load costs nothing.
 
     Raises
     ------
     UserError
-        Another configuration (naming what differs), a damaged journal, another process at work.
+        Another configuration (naming what differs), a damaged journal, another process at work, response files
+        that are not of a run.
     """
 
     def __init__(self, folder: Path, configuration: dict[str, Any], *, overwrite: bool = False):
         self.folder = folder
         self.configuration = json.loads(json.dumps(configuration))
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder}: is a file; a run needs a folder (--model_output_path)")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(folder)
-        if overwrite:
-            self._discard()
-        earlier = read_manifest(folder)
-        if earlier is None and (folder / JOURNAL).exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder)
+        except FileExistsError:
+            raise UserError(f"{folder}: is a file; a run needs a folder (--model_output_path)") from None
+        except OSError as error:
             raise UserError(
-                f"{folder}: has {JOURNAL} but no {MANIFEST}; --overwrite starts anew, or choose another folder"
-            )
+                f"--model_output_path: {folder} cannot be written ({error.strerror}); choose another folder"
+            ) from None
+        self._overwrite = overwrite
+        earlier = None if overwrite else read_manifest(folder)
         if earlier is not None:
-            self._refuse_difference(earlier.get("configuration", {}))
+            self._refuse_difference(earlier["configuration"])
+        elif not overwrite and (found := _strangers(folder)):
+            raise UserError(
+                f"{folder}: has {', '.join(found)} but no {MANIFEST}; --overwrite replaces them, or choose another folder"
+            )
         self.manifest: dict[str, Any] = earlier or {
             "configuration": self.configuration,
             "started": now(),
             "sessions": [],
         }
-        self.completions = self._read_journal()
+        self.completions = {} if overwrite else self._read_journal()
         # Opened with the first append: a journal never exists without the manifest that `begin_session` writes.
         self._journal: TextIO | None = None
 
@@ -98,6 +107,9 @@ class Run:
 
     def begin_session(self, facts: dict[str, Any]) -> None:
         """Record that this process works on the run: environment, device, batch plan, rows found done."""
+        if self._overwrite:
+            self._discard()
+            self._overwrite = False
         self.manifest["sessions"].append(
             {**environment(), "started": now(), "ended": None, "rows_found_done": len(self.done), **facts}
         )
@@ -204,6 +216,13 @@ class Run:
         names += [f"scores/{name}.csv" for name in DATASETS]
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
+
+
+def _strangers(folder: Path) -> list[str]:
+    """Files that a run would write and that are there already, in a folder that holds no run."""
+    from imhi.benchmark import DATASETS
+
+    return [name for name in (JOURNAL, *(f"{name}.csv" for name in DATASETS)) if (folder / name).exists()]
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[tuple[str, str, str]]:

@@ -16,6 +16,7 @@ STATED = [
     ("CLP", "yes. Reasoning: hopeless for months.", "yes"),
     ("loneliness", "No, the poster does not suffer from loneliness.", "no"),
     ("MultiWD", "No, this wellness dimension does not exist in the post. Reasoning: x", "no"),
+    ("MultiWD", "The post does not contain any intellectual wellness dimensions. The post is a story", "no"),
     ("Irf", "yes, the post does show a risk of thwarted belongingness. Reasoning: x", "yes"),
     (
         "SAD",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from imhi.benchmark import DATASETS, FORMS
 from imhi.commands import add_device_arguments, add_model_arguments, add_sampling_arguments, decoding_from
+from imhi.errors import UserError
 
 DESCRIPTION = "Ask a model one dataset's question about one post, and stream its answer."
 
@@ -23,12 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import sys
-
     from imhi.asking import ask
 
     return ask(
-        sys.stdin.read() if arguments.post == "-" else arguments.post,
+        _standard_input() if arguments.post == "-" else arguments.post,
         dataset_name=arguments.dataset,
         aspect=arguments.aspect,
         form=arguments.form,
@@ -40,3 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         decoding=decoding_from(arguments),
     )
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise UserError("the post on standard input is not UTF-8 text; convert it to UTF-8") from None

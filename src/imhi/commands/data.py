@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
 def _fetch(args: argparse.Namespace) -> int:
     from imhi.fetch import COMMIT, LICENCE, REPOSITORY, fetch
 
+    if args.source == "":
+        raise UserError("--from is empty; give a folder, an archive or an address, or leave the flag out")
     say(f"the IMHI snapshot of {REPOSITORY}, commit {COMMIT} ({LICENCE} licence)")
     done = fetch(args.to, args.source, force=args.force)
     for line in _fetched_lines(done):

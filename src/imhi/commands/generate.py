@@ -13,6 +13,7 @@ from imhi.commands import (
     model_output_folder,
     positive,
 )
+from imhi.errors import UserError
 
 DESCRIPTION = (
     "Generate a response to every item of the IMHI benchmark; killed or interrupted, the same command goes on."
@@ -52,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     decoding = decoding_from(arguments)
+    if arguments.max_errors < 0:
+        raise UserError("--max_errors must be 0 (stop at the first failed row) or more")
     from imhi.data import parse_dataset_names
     from imhi.generation import GenerationRequest, generate_responses
     from imhi.rule_labelling import label_folder_by_rules, rule_table
