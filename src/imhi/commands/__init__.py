@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from imhi.benchmark import DATASETS
 from imhi.devices import DTYPES
 from imhi.engines import Decoding
 from imhi.errors import UserError, run_main
 
 __all__ = [
+    "add_datasets_argument",
     "add_device_arguments",
     "add_model_arguments",
     "add_sampling_arguments",
@@ -66,6 +68,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llama", action="store_true", help="the checkpoint is LLaMA (checked)")
     parser.add_argument("--lora", action="store_true", help="apply the adapter of --lora_path")
     parser.add_argument("--lora_path", help="PEFT adapter folder; merged into the model")
+
+
+def add_datasets_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag that chooses datasets; `imhi.data.parse_dataset_names` reads what it holds."""
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"only these of {', '.join(DATASETS)} (default: all present)",
+    )
 
 
 def add_device_arguments(parser: argparse.ArgumentParser, *, dtype: str = "auto") -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from imhi.benchmark import DATASETS, SUITES
+from imhi.benchmark import SUITES
 from imhi.commands import (
+    add_datasets_argument,
     add_device_arguments,
     add_model_arguments,
     add_sampling_arguments,
@@ -28,13 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="name of the run (a folder under model_output/), or a path with a slash",
     )
     parser.add_argument("--test_dataset", choices=list(SUITES), default="IMHI", help="which test files (default IMHI)")
-    parser.add_argument(
-        "--datasets",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help=f"only these of {', '.join(DATASETS)} (default: all present)",
-    )
+    add_datasets_argument(parser)
     parser.add_argument("--limit", type=positive, help="at most this many rows a dataset, from the top")
     parser.add_argument(
         "--data_root", help="folder in the published layout (default $IMHI_DATA, else made-up sample rows)"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from imhi.benchmark import DATASETS
-from imhi.commands import add_device_arguments, positive
+from imhi.commands import add_datasets_argument, add_device_arguments, positive
 from imhi.data import ResponseFile, parse_dataset_names
 from imhi.errors import UserError
 from imhi.talk import say, show
@@ -34,13 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data_output_path",
         help="folder for DATASET.csv with labels and label_confidence behind those columns; made if absent",
     )
-    parser.add_argument(
-        "--datasets",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help=f"only these of {', '.join(DATASETS)} (default: all present)",
-    )
+    add_datasets_argument(parser)
     parser.add_argument("--calculate", action="store_true", help="print accuracy, weighted, micro and macro F1")
     parser.add_argument(
         "--labelled",

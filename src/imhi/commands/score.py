@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from imhi.benchmark import DATASETS
-from imhi.commands import add_device_arguments, positive
+from imhi.commands import add_datasets_argument, add_device_arguments, positive
 from imhi.errors import UserError
 
 DESCRIPTION = (
@@ -27,13 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="bart_score",
         help="metric (default bart_score, as published; GPT3_score is not available yet)",
     )
-    parser.add_argument(
-        "--datasets",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help=f"only these of {', '.join(DATASETS)} (default: all present)",
-    )
+    add_datasets_argument(parser)
     parser.add_argument(
         "--target",
         choices=["response", "explanation"],
