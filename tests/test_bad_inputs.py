@@ -233,8 +233,10 @@ MISTAKES = {
     "no hub id": mistake("IMHI.py --model_path 'no body/no%thing'", "neither a path that exists nor a hub id"),
     "not LLaMA": mistake("IMHI.py --model_path {bart} --llama", "'bart' checkpoint", "leave --llama out"),
     # --- what is wrong with the model
-    "no tokenizer": mistake("IMHI.py --model_path {model[no-tokenizer]}", "{model[no-tokenizer]} has no tokenizer"),
-    "no weights": mistake("IMHI.py --model_path {model[no-weights]}", "{model[no-weights]} has no weights"),
+    "no tokenizer": mistake(
+        "IMHI.py --model_path {model[no-tokenizer]}", "{model[no-tokenizer]} has no tokenizer", "copy the"
+    ),
+    "no weights": mistake("IMHI.py --model_path {model[no-weights]}", "{model[no-weights]} has no weights", AGAIN),
     "no config": mistake("IMHI.py --model_path {model[no-config]}", "has no config.json (found "),
     "random weights": mistake(
         "IMHI.py --model_path {model[random-weights]}", "{model[random-weights]} does not load", AGAIN
@@ -253,7 +255,9 @@ MISTAKES = {
         "IMHI.py --model_path {model[broken-tokenizer]}", "tokenizer in {model[broken-tokenizer]} does not load", AGAIN
     ),
     "unknown type": mistake("IMHI.py --model_path {model[unknown-type]}", "'unheard_of' checkpoint"),
-    "damaged GGUF": mistake("IMHI.py --model_path {gguf}", "{gguf} does not load as GGUF", AGAIN),
+    "damaged GGUF": mistake(
+        "IMHI.py --model_path {gguf}", "{gguf} does not load as GGUF", AGAIN, env={"IMHI_CACHE": "{out}"}
+    ),
     "cache is a file": mistake("IMHI.py --model_path {gguf}", "set IMHI_CACHE to", env={"IMHI_CACHE": "{file}"}),
     "failure with --overwrite": mistake(
         "IMHI.py --model_path {model[random-weights]} --model_output_path {run[whole]} --overwrite", "does not load"
@@ -368,7 +372,7 @@ MISTAKES = {
         CLASSIFIER + " --model_path {classifiers[generator]}", "SAD is a LlamaForCausalLM, not a classifier"
     ),
     "classifier of another": mistake(
-        CLASSIFIER + " --model_path {classifiers[of-two]}", "classifier.weight is (2, 32) where (9, 32) is expected"
+        CLASSIFIER + " --model_path {classifiers[of-two]}", "is (2, 32) where (9, 32) is expected"
     ),
     "classifier no weights": mistake(CLASSIFIER + " --model_path {classifiers[no-weights]}", "SAD has no weights"),
     "damaged classifier": mistake(CLASSIFIER + " --model_path {classifiers[damaged]}", "SAD does not load", "damaged"),

@@ -58,13 +58,13 @@ def started(*arguments: str | Path, cwd: Path, **changes: str) -> subprocess.Com
 def test_help_is_instant(arguments: str, tmp_path: Path) -> None:
     program = arguments.split() if arguments.startswith("-m") else [SOURCE / arguments]
     took = []
-    for _ in range(5):
+    # The smallest of five: other work on the machine only adds.  On a machine that is busy throughout, of more.
+    while len(took) < 5 or (min(took) >= 0.3 and len(took) < 25):
         begun = time.perf_counter()
         done = started(*program, "--help", cwd=tmp_path, PYTHONPATH=str(SOURCE) if "-m" in program else "")
         took.append(time.perf_counter() - begun)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("usage: ")
-    # The smallest: other work on the machine only adds.
     assert min(took) < 0.3, took
 
 
@@ -303,7 +303,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_ctrl_c_is_one_line_and_the_run_goes_on(tiny_llama: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    shared = ["--model_path", str(tiny_llama), "--model_output_path", str(folder), "--max_new_tokens", "60"]
+    shared = ["--model_path", str(tiny_llama), "--model_output_path", str(folder), "--max_new_tokens", "120"]
+    shared += ["--datasets", "DR", "SAD", "CAMS"]
     # One row a batch and a thread: seconds of work, of which the first row is enough.
     command = [sys.executable, "-c", AT_A_TERMINAL, str(SOURCE / "IMHI.py"), *shared, "--batch_size", "1"]
     journal = folder / "responses.jsonl"
@@ -324,12 +325,12 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(tiny_llama: Path, tmp_path: Path
     assert told.splitlines()[-1].startswith("interrupted: what was finished is saved; the same command goes on")
     assert told.count("interrupted: ") == 1
     kept = journal.read_bytes()
-    assert 1 <= kept.count(b"\n") < 91 and not list(folder.glob("*.csv"))
-    assert run_script("generate", [*shared, "--batch_size", "16"]) == 0
+    assert 1 <= kept.count(b"\n") < 27 and not list(folder.glob("*.csv"))
+    assert run_script("generate", [*shared, "--batch_size", "32"]) == 0
     assert journal.read_bytes().startswith(kept), "what was finished is not generated again"
     ids = [json.loads(line)["id"] for line in journal.read_text(encoding="utf-8").splitlines()]
-    assert len(ids) == len(set(ids)) == 91
-    assert len(list(folder.glob("*.csv"))) == 10
+    assert len(ids) == len(set(ids)) == 27
+    assert len(list(folder.glob("*.csv"))) == 3
 
 
 # --- the package ------------------------------------------------------------------------------------------------------

@@ -34,8 +34,15 @@ def journal(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_llama, tmp_path_factory) -> Path:
+    import torch
+
     folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    assert generate(folder, tiny_llama) == 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert generate(folder, tiny_llama) == 0
+    finally:
+        torch.set_num_threads(threads)
     return folder
 
 
@@ -82,6 +89,7 @@ def test_killed_at_random_points_the_same_command_ends_with_the_same_files(unint
             import torch
 
             torch.set_num_threads(1)
+            signal.alarm(120)  # a child that hangs kills itself, and its status fails the test
             status = 1
             try:
                 with Path(os.devnull).open("w") as nothing:
@@ -94,6 +102,7 @@ def test_killed_at_random_points_the_same_command_ends_with_the_same_files(unint
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL
             kills += 1
             path = folder / "responses.jsonl"
             progress.append(path.read_bytes().count(b"\n") if path.exists() else 0)

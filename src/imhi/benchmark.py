@@ -27,9 +27,11 @@ __all__ = [
     "dataset_named",
     "find_mentions",
     "gold_answer",
+    "head_of",
     "match_gold",
     "query",
     "question",
+    "split_reasoning",
 ]
 
 
@@ -61,7 +63,9 @@ class Dataset:
     ----------
     instruction_question, completion_stem : the question in each form; ``{aspect}`` is filled from `aspects`.
     labels : the classes, in the order of the published classifiers' logits.
-    claims : for yes/no tasks, regular expressions that state the condition without the word "yes".
+    claims : for yes/no tasks, what the subject of a sentence is said to do where the answer is yes, as pairs of
+        regular expressions: as stated ("suffers from stress") and behind "does not" or "is not".
+    subjects : who or what that is, as regular expressions; () for the poster or the post.
     published_rule : (substring, label name) in the order the published script tests them.
     published_default : class a prediction gets *with credit* when no substring matches.
     published_test_rows, released_test_rows : rows in the paper, rows in the released file (None: unreleased).
@@ -77,7 +81,8 @@ class Dataset:
     published_test_rows: int
     released_test_rows: int | None
     aspects: tuple[str, ...] = ("",)
-    claims: tuple[str, ...] = ()
+    claims: tuple[tuple[str, str], ...] = ()
+    subjects: tuple[str, ...] = ()
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -136,10 +141,20 @@ def _condition(name: str, condition: str, adjective: str, task: str, published: 
             f"No, the poster does not suffer from {condition}.",
         ),
         claims=(
-            rf"(?:suffers?|suffering) from {condition}",
-            rf"(?:signs?|symptoms?|evidence|indications?) of {condition}",
-            rf"experienc(?:es?|ing) {condition}",
-            rf"(?:is|feels?|seems?) (?:not )?{adjective}",
+            (rf"suffers? from {condition}", rf"suffer from {condition}"),
+            (rf"is suffering from {condition}", rf"suffering from {condition}"),
+            (rf"experiences {condition}", rf"experience {condition}"),
+            (rf"is experiencing {condition}", rf"experiencing {condition}"),
+            (rf"(?:is|feels) {adjective}", rf"(?:feel )?{adjective}"),
+            (
+                rf"(?:seems|appears) to (?:suffer from|be suffering from|experience|be experiencing) {condition}",
+                rf"(?:be suffering from|be experiencing) {condition}",
+            ),
+            (
+                rf"(?:shows?|exhibits?|displays?) (?:clear |several |some |strong |many )?(?:signs|symptoms) of {condition}",
+                r"(?:(?:show|exhibit|display|have) )?(?:any )?(?:clear )?"
+                rf"(?:signs?|symptoms?|evidence|indications?) of {condition}",
+            ),
         ),
         published_rule=_YES_NO_RULE,
         published_default="no",
@@ -148,11 +163,12 @@ def _condition(name: str, condition: str, adjective: str, task: str, published: 
     )
 
 
+# "No cause other than alienation" and "no causes related to work" are not "no cause".
+_NOTHING_MORE = r"(?! (?:of|for|other|but|except|besides|related|relating))"
+_DISORDER = r"(?:any )?mental (?:health )?(?:disorders?|illness(?:es)?|conditions?|issues?|problems?)(?: symptoms?)?"
 _NO_DISORDER = (
-    r"not (?:show|indicate|suggest|have) (?:any )?(?:(?:signs?|symptoms?|evidence) of )?(?:any )?mental (?:health )?"
-    r"(?:disorders?|illness(?:es)?|conditions?|issues?|problems?)",
-    r"no (?:(?:signs?|symptoms?|evidence) of )?(?:any )?mental (?:health )?"
-    r"(?:disorders?|illness(?:es)?|conditions?|issues?|problems?)",
+    rf"not (?:show|indicate|suggest|have) (?:any )?(?:(?:signs?|symptoms?|evidence) of )?{_DISORDER}{_NOTHING_MORE}",
+    rf"no (?:(?:signs?|symptoms?|evidence) of )?{_DISORDER}{_NOTHING_MORE}",
 )
 
 
@@ -202,7 +218,7 @@ _TABLE = (
                 "no mental",
                 "This post shows no mental disorder symptoms.",
                 "no mental disorders.",
-                (*_NO_DISORDER, r"no mental disorder symptoms?"),
+                _NO_DISORDER,
             ),
         ),
         published_rule=(
@@ -362,9 +378,9 @@ _TABLE = (
                 "This post shows no causes of depression.",
                 "none.",
                 (
-                    r"no (?:specific |clear |apparent )?(?:causes?|reasons?)(?: (?:of|for) depression)?",
-                    r"not show (?:any )?(?:specific |clear )?causes?(?: of depression)?",
-                    r"none",
+                    r"no (?:specific |clear |apparent )?causes?(?: (?:of|for) depression)?" + _NOTHING_MORE,
+                    r"not show (?:any )?(?:specific |clear )?causes?(?: of depression)?" + _NOTHING_MORE,
+                    r"none(?! of)",
                 ),
             ),
             Label(
@@ -426,11 +442,8 @@ _TABLE = (
             "Yes, this wellness dimension exists in the post.",
             "No, this wellness dimension does not exist in the post.",
         ),
-        claims=(
-            r"dimension (?:does )?(?:not )?exists?",
-            r"aspect (?:of wellness )?(?:does )?(?:not )?exists?",
-            r"(?:contains?|shows?|exhibits?|reflects?|includes?) (?:any |the |an? )?(?:aspects? of )?\w+ wellness",
-        ),
+        claims=((r"(?:does )?exists?", r"exist"), (r"is present", r"present")),
+        subjects=(r"(?:the|this) (?:\w+ )?(?:wellness )?(?:dimension|aspect)(?: of (?:\w+ )?wellness)?",),
         published_rule=_YES_NO_RULE,
         published_default="no",
         published_test_rows=2441,
@@ -446,7 +459,7 @@ _TABLE = (
             "Yes, the post shows this risk.",
             "No, the post does not show this risk.",
         ),
-        claims=(r"shows? (?:this|a|the)? ?risk", r"risk of (?:thwarted belongingness|perceived burdensomeness)"),
+        claims=((r"(?:does )?shows? (?:(?:this|a|the) )?risk", r"(?:show )?(?:(?:this|any|a|the) )?risk"),),
         published_rule=_YES_NO_RULE,
         published_default="no",
         published_test_rows=2113,
@@ -513,8 +526,22 @@ def find_mentions(dataset: Dataset, text: str) -> list[Mention]:
 
 
 def head_of(text: str) -> str:
-    """The text before the first ``Reasoning:``, where the label stands."""
+    """The text before the first ``Reasoning:``, to the letter: where gold texts have their label."""
     return text.partition("Reasoning:")[0]
+
+
+_REASONING = re.compile(r"[*_]*\breasoning\b[*_]*\s*:[*_]*", re.IGNORECASE)
+
+
+def split_reasoning(text: str) -> tuple[str, str, bool]:
+    """(head, explanation, whether marked) of an answer; the marker in any case and in Markdown (``**Reasoning:**``).
+
+    Without a marker the head is the whole text and the explanation is empty.
+    """
+    found = _REASONING.search(text)
+    if found is None:
+        return text, "", False
+    return text[: found.start()], text[found.end() :].strip(), True
 
 
 def _folded_head(text: str) -> str:

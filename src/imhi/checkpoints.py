@@ -97,7 +97,7 @@ def locate(model: str | Path, *, flag: str = "--model_path") -> Path:
         raise UserError(f"{flag}: {name} cannot be looked up ({getattr(error, 'strerror', None) or error})") from None
     if present:
         return path
-    if _looks_like_path(name):
+    if _looks_like_path(name) or path.parent.is_dir():
         hint = "" if "/" in name else "; a hub id is OWNER/NAME"
         raise UserError(f"{flag}: no file or folder {path}{hint}")
     return _locate_on_hub(name, flag)
@@ -377,9 +377,14 @@ def locate_generator(
     if llama and config.get("model_type") != "llama":
         raise UserError(f"--llama: {folder} is a {config.get('model_type')!r} checkpoint, not LLaMA; leave --llama out")
     if not any((folder / file).exists() for file in TOKENIZER_FILES):
-        raise UserError(f"--model_path: {folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
+        raise UserError(
+            f"--model_path: {folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); "
+            "copy the tokenizer files of the base model into it"
+        )
     if not weight_files(folder):
-        raise UserError(f"--model_path: {folder} has no weights (no *.safetensors or *.bin file)")
+        raise UserError(
+            f"--model_path: {folder} has no weights (no *.safetensors or *.bin file); copy or download them into it"
+        )
     return GeneratorSpec(folder, adapter, kind, config, str(name), str(lora_path) if lora_path else None)
 
 

@@ -34,8 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
-    return run_main(lambda: arguments.run(arguments))
+
+    def run() -> int:
+        arguments = parser.parse_args(argv)
+        return arguments.run(arguments)
+
+    return run_main(run)
 
 
 if __name__ == "__main__":

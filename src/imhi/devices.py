@@ -21,7 +21,7 @@ def pick_device(*, cuda: bool = False, device: str | None = None) -> str:
     """
     chosen = device or ("cuda:0" if cuda else "cpu")
     kind = chosen.partition(":")[0]
-    if kind not in {"cpu", "cuda", "mps"}:
+    if kind not in {"cpu", "cuda", "mps"} or (kind != "cuda" and chosen != kind):
         raise UserError(f"--device: {chosen!r} is not cpu, cuda, cuda:N or mps")
     if kind != "cpu":
         import torch

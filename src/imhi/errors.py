@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -22,7 +23,10 @@ class UserError(Exception):
 def run_main(main: Callable[[], int | None]) -> int:
     """Run a script's main function and turn a `UserError` or Ctrl-C into one line and an exit status."""
     try:
-        return main() or 0
+        try:
+            return main() or 0
+        finally:
+            sys.stdout.flush()  # here, and not when the interpreter ends, a reader that went away can be told
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
@@ -30,6 +34,12 @@ def run_main(main: Callable[[], int | None]) -> int:
         print("interrupted: what was finished is saved; the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our stdout (`| head`) went away: nothing is wrong, nothing more can be said there.
-        sys.stderr.close()
+        # The reader of our stdout (`| head`) went away: nothing is wrong, nothing more can be said there, and what is
+        # still buffered must not be tried again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # A full disk, a folder that may not be written: what was finished is on disk already.
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"error: {what}{error.strerror or error}", file=sys.stderr)
+        return 1

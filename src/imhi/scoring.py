@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from imhi.batching import is_out_of_memory
-from imhi.benchmark import DATASETS
+from imhi.benchmark import DATASETS, split_reasoning
 from imhi.data import ResponseFile, read_responses, read_table, response_files, write_table, write_text_atomically
 from imhi.errors import UserError
 from imhi.metrics import METRICS
@@ -66,8 +66,8 @@ def find_run_folder(name: str) -> Path:
 
 def explanation_of(text: str) -> tuple[str, bool]:
     """The text after the first ``Reasoning:``, and whether that marker is there; without it the whole text."""
-    _, marker, after = text.partition(MARKER)
-    return (after.strip(), True) if marker else (text, False)
+    _, explanation, marked = split_reasoning(text)
+    return (explanation, True) if marked else (text, False)
 
 
 @dataclass(frozen=True)

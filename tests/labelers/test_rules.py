@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imhi.benchmark import DATASETS, SUITES
+from imhi.benchmark import DATASETS, SUITES, question
 from imhi.data import load_suite, resolve_data_root
 from imhi.labelers.rules import label_by_rule, published_rule
 from imhi.metrics.correctness import correctness
@@ -16,7 +16,6 @@ STATED = [
     ("CLP", "yes. Reasoning: hopeless for months.", "yes"),
     ("loneliness", "No, the poster does not suffer from loneliness.", "no"),
     ("MultiWD", "No, this wellness dimension does not exist in the post. Reasoning: x", "no"),
-    ("MultiWD", "The post does not contain any intellectual wellness dimensions. The post is a story", "no"),
     ("Irf", "yes, the post does show a risk of thwarted belongingness. Reasoning: x", "yes"),
     (
         "SAD",
@@ -35,21 +34,52 @@ STATED = [
     # Around the template.
     ("DR", "\n\nAnswer: Yes. Reasoning: x", "yes"),
     ("DR", "**No**, the poster does not suffer from depression.", "no"),
-    ("DR", 'The answer to the question "Does the poster suffers from depression?" is yes. Reasoning: x', "yes"),
+    ("DR", "**Yes**\n\n**Reasoning:** they say no to everything", "yes"),
+    ("DR", "Sure! Yes, the poster suffers from depression.", "yes"),
+    ("DR", "Based on the post, yes.", "yes"),
+    ("DR", "Yes, the poster is unable to get out of bed. Reasoning: x", "yes"),
+    ("DR", "Yes, the poster can't sleep and suffers from depression. Reasoning: x", "yes"),
+    ("DR", "Yes, whether or not they say so. Reasoning: x", "yes"),
+    ("DR", "Yes, I think so.", "yes"),
+    ("DR", "No.\n\nThe poster is sad about their week.", "no"),
+    ("DR", "The label is: no", "no"),
     ("DR", "Does the poster suffer from depression? No. Reasoning: x", "no"),
+    ("DR", '"Does the poster suffer from depression?" No.', "no"),
     ("DR", "The poster is not depressed. Reasoning: x", "no"),
     ("DR", "The poster suffers from depression.", "yes"),
-    ("DR", "No doubt the poster suffers from depression. Reasoning: x", "yes"),
+    ("DR", "The author clearly suffers from depression. They have no hope.", "yes"),
     ("DR", "There is no evidence of depression. REASONING: x", "no"),
+    ("DR", "There is no indication that the poster suffers from depression. Reasoning: x", "no"),
     ("dreaddit", "The poster doesn't suffer from stress. Reasoning: x", "no"),
+    ("MultiWD", "The spiritual wellness dimension does not exist in the post. The post is a story", "no"),
+    ("MultiWD", "The physical wellness dimension exists in the post, but it is not named.", "yes"),
     ("SAD", "The appropriate label for this post is Work. The boss is also family.", "work"),
+    ("SAD", "Answer: Work\nReasoning: x", "work"),
+    ("SAD", "Work **Reasoning**: the school is fine", "work"),
     ("SAD", "not work but health issues", "health issues"),
     ("SAD", "related to work, not school. Reasoning: x", "work"),
     ("SAD", "financial problem rather than family issues. Reasoning: x", "financial problem"),
+    ("SAD", "The poster talks about their work. The stress cause of this post is family issues.", "family issues"),
+    ("SAD", 'The stress cause is "social relationships".', "social relationships"),
+    ("SAD", "It falls under the category of financial problem.", "financial problem"),
+    ("CAMS", "The poster lost their job last year. The cause of depression is alienation.", "alienation"),
     ("CAMS", "This post does not show any causes of depression. Reasoning: x", "none"),
+    ("t-sid", "Their friend died by suicide. This post shows PTSD.", "ptsd"),
     ("t-sid", "The post does not show any signs of mental disorders. Reasoning: x", "no mental disorders"),
+    ("t-sid", "The poster suffers from depression. Reasoning: x", "depression"),
+    ("swmh", "This post shows symptoms of anxiety, as they say.", "anxiety"),
 ]
+# The benchmark's own stem, echoed with its answer, in every yes/no set.
+for _dataset in (dataset for dataset in DATASETS.values() if dataset.is_yes_no):
+    for _answer in ("yes", "no"):
+        _stem = question(_dataset, "completion", _dataset.aspects[0])
+        STATED += [
+            (_dataset.name, f"{_stem}{_answer}. Reasoning: x", _answer),
+            (_dataset.name, f"{_stem}{_answer}.", _answer),
+            (_dataset.name, f"{question(_dataset, 'instruction', _dataset.aspects[0])} {_answer.title()}.", _answer),
+        ]
 
+# Read as a label, each of these would be a wrong one, or a guess.
 UNSTATED = [
     ("DR", ""),
     ("DR", "   \n"),
@@ -58,18 +88,58 @@ UNSTATED = [
     ("DR", "Reasoning: Yes, the poster suffers from depression."),
     ("DR", "Yes or no? Hard to say."),
     ("DR", "yes/no. Reasoning: x"),
+    ("DR", "Yes and no. Reasoning: x"),
     ("DR", "Yes, the poster does not suffer from depression. Reasoning: x"),
+    ("DR", "No, wait, yes. Reasoning: x"),
+    ("DR", "No friends, no energy, nothing. Reasoning: x"),
+    ("DR", "No doubt about that. Reasoning: x"),
     ("DR", "It is unclear whether the poster suffers from depression."),
     ("DR", "I cannot say that the poster suffers from depression. Reasoning: x"),
-    ("DR", "The poster is tired. Yes, very tired."),
+    ("DR", "I do not know if the poster suffers from depression."),
+    ("DR", "It is unlikely that the poster suffers from depression."),
+    ("DR", "Nothing in the post indicates that the poster suffers from depression."),
+    ("DR", "There is little evidence of depression."),
+    ("DR", "The poster hardly shows any signs of depression."),
+    ("DR", "The poster used to suffer from depression."),
+    ("DR", "The poster denies suffering from depression."),
+    ("DR", "The poster might suffer from depression."),
+    ("DR", "If the poster suffers from depression, they hide it."),
+    ("DR", "It is possible that the poster suffers from depression."),
+    ("DR", "This doesn't mean that the poster suffers from depression."),
+    ("DR", "No one can deny that the poster suffers from depression."),
+    ("DR", "The poster's friend suffers from depression."),
+    ("DR", "The poster is worried that his wife suffers from depression."),
+    ("DR", "People suffering from depression often feel tired."),
+    ("DR", "Common symptoms of depression include tiredness."),
+    ("DR", "The poster is not happy and is depressed by the weather. Reasoning: x"),
+    ("Irf", "The post shows a low risk of thwarted belongingness. Reasoning: x"),
+    ("Irf", "The post shows no friends and a risk of thwarted belongingness. Reasoning: x"),
+    ("MultiWD", "The post shows physical wellness but no social wellness. Reasoning: x"),
     ("SAD", "A) School\nB) Work\n\nReasoning: the post mentions school."),
+    ("SAD", "A. Family issues\nB. Work\nC. School"),
     ("SAD", "not work"),
     ("SAD", "not only work but also school. Reasoning: x"),
+    ("SAD", "work, school and family issues"),
     ("SAD", "workshop schooling unhealthy"),
     ("SAD", "anything other than work"),
+    ("SAD", "On the other hand, things are calm. Reasoning: x"),
+    ("SAD", "They miss their significant other. Reasoning: x"),
+    ("SAD", "They try to make their relationship work. Reasoning: x"),
+    ("SAD", "There is no stress, work is fine. Reasoning: x"),
+    ("SAD", "Work is not the stress cause. Reasoning: x"),
+    ("SAD", "It may be work. Reasoning: x"),
     ("t-sid", "The post does not show depression. Reasoning: x"),
+    ("t-sid", "This post may show depression. Reasoning: x"),
     ("t-sid", "depression and ptsd. Reasoning: x"),
+    ("t-sid", "There is no mental disorder other than depression. Reasoning: x"),
+    ("swmh", "The poster speaks of his brother's bipolar disorder. Reasoning: x"),
     ("CAMS", "This post shows causes of depression. Reasoning: x"),
+    ("CAMS", "There is no specific cause of depression other than alienation. Reasoning: x"),
+    ("CAMS", "This post shows no causes of depression related to medication. Reasoning: x"),
+    ("CAMS", "There is no reason to live. Reasoning: x"),
+    ("CAMS", "The poster is sad for no reason. Reasoning: x"),
+    ("CAMS", "Their therapist does a good job. Reasoning: x"),
+    ("CAMS", "The post speaks of drug abuse. Reasoning: x"),
 ]
 
 

@@ -32,8 +32,7 @@ def run_script(command: str, argv: Sequence[str] | None = None) -> int:
     module = import_module(f"imhi.commands.{command}")
     parser = argparse.ArgumentParser(description=module.DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter)
     module.add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    return run_main(lambda: module.run(arguments))
+    return run_main(lambda: module.run(parser.parse_args(argv)))
 
 
 def positive(text: str) -> int:
@@ -113,7 +112,7 @@ def decoding_from(arguments: argparse.Namespace) -> Decoding:
     given = {name: value for name, value in given.items() if value is not None}
     if given and not arguments.do_sample:
         raise UserError(f"--{next(iter(given))} has no effect on greedy decoding; add --do_sample")
-    if given.get("temperature", 1.0) <= 0:
+    if not 0 < given.get("temperature", 1.0) < float("inf"):
         raise UserError("--temperature must be above 0; greedy decoding is the default without --do_sample")
     if not 0 < given.get("top_p", 1.0) <= 1:
         raise UserError("--top_p must be above 0 and at most 1")
