@@ -136,7 +136,7 @@ FOLDERS: dict[str, dict[str, str]] = {
     "odd-label": {"SAD.csv": f'goldens,generated_text,labels\n"{GOLD}",x,purple\n'},
     "classifier-figures": {"SAD.csv": ANSWERS, "correctness.json": '{"labeler": "labels column", "datasets": {}}'},
     "broken-figures": {"SAD.csv": ANSWERS, "correctness.json": "{"},
-    "blocked": {"SAD.csv": ANSWERS, "results.txt/mine": "x"},
+    "blocked": {"SAD.csv": ANSWERS, "correctness.json/mine": "x"},
     "broken-scores": {"SAD.csv": ANSWERS, "scores.json": "{"},
 }
 
@@ -317,7 +317,9 @@ MISTAKES = {
     # --- where to
     "output is a file": mistake("IMHI.py --model_output_path {file}", "{file}: is a file; a run needs a folder"),
     "output in a file": mistake("IMHI.py --model_output_path {file}/run", "{file}/run cannot be written", "choose"),
-    "output is empty": mistake("IMHI.py --model_output_path ''", "--model_output_path is empty; give the run a name"),
+    "output is empty": mistake(
+        "IMHI.py --model_output_path ''", "--model_output_path is empty; give the name of a run"
+    ),
     "another configuration": mistake(
         "IMHI.py --model_output_path {run[whole]} --max_new_tokens 3",
         "{run[whole]} holds a run with another configuration: decoding.max_new_tokens: 2 there, 3 here",
@@ -325,8 +327,7 @@ MISTAKES = {
     ),
     "somebody's responses": mistake(
         "IMHI.py --model_output_path {answers[good]}",
-        "{answers[good]}: has SAD.csv but no manifest.json",
-        "--overwrite",
+        "{answers[good]}: has SAD.csv but no manifest.json of a run; choose another folder",
     ),
     "damaged journal": mistake(
         "IMHI.py --model_output_path {run[bad-journal]}", "responses.jsonl, line 1: not a response record", "remove"
@@ -335,6 +336,8 @@ MISTAKES = {
     "manifest is a list": mistake("IMHI.py --model_output_path {run[list-manifest]}", "not the manifest of a run"),
     "no manifest": mistake("IMHI.py --model_output_path {run[no-manifest]}", "but no manifest.json", "--overwrite"),
     # --- how
+    "seed": mistake("IMHI.py --seed 3", "--seed has no effect on greedy decoding; add --do_sample"),
+    "two devices": mistake("IMHI.py --cuda --device cpu", "--cuda and --device cpu name two devices"),
     "temperature": mistake("IMHI.py --temperature 0.5", "--temperature has no effect", "add --do_sample"),
     "temperature 0": mistake("IMHI.py --do_sample --temperature 0", "--temperature must be above 0"),
     "top_p": mistake("IMHI.py --do_sample --top_p 1.5", "--top_p must be above 0 and at most 1"),
@@ -346,7 +349,9 @@ MISTAKES = {
     "no room for answers": mistake(
         "IMHI.py --max_length 4", "1 of 1 rows failed", "SAD/0", "leave no room for an answer (max_length 4", status=1
     ),
-    "too many errors": mistake("IMHI.py --max_length 4 --max_errors 0", "stopped after 1 failed rows", status=1),
+    "no room for an answer": mistake(
+        "IMHI.py --max_length 4", "1 of 1 rows failed", "leave no room for an answer", status=1
+    ),
     # --- ask
     "empty post": mistake("imhi ask ' ' --dataset DR --model_path {llama}", "the post is empty", "standard input"),
     "post is no text": mistake("imhi ask '\udcff' --dataset DR --model_path {llama}", "the post is not UTF-8"),
@@ -385,8 +390,8 @@ MISTAKES = {
         "{answers[odd-label]}/SAD.csv, row 1: 'purple' in column labels is no label of SAD",
     ),
     # --- label --rules
-    "rules, no folder": mistake("imhi label --rules {nowhere}", "{nowhere}: no such folder; expected"),
-    "rules, a file": mistake("imhi label --rules {file}", "{file}: is a file; expected a folder"),
+    "rules, no folder": mistake("imhi label --rules {nowhere}", "--rules: no such folder {nowhere}"),
+    "rules, a file": mistake("imhi label --rules {file}", "--rules: {file} is a file; expected a folder"),
     "rules, empty folder": mistake("imhi label --rules {answers[empty]}", "{answers[empty]}: no file named after"),
     "rules, only strays": mistake("imhi label --rules {answers[strays]}", "{answers[strays]}: no file named after"),
     "rules, no goldens": mistake("imhi label --rules {answers[no-goldens]}", "SAD.csv: no column 'goldens' (found "),
@@ -400,14 +405,20 @@ MISTAKES = {
         "imhi label --rules {answers[classifier-figures]}", "correctness.json holds figures of another", "--overwrite"
     ),
     "rules, broken figures": mistake("imhi label --rules {answers[broken-figures]}", "correctness.json is not JSON"),
-    "rules, cannot write": mistake("imhi label --rules {answers[blocked]}", "{answers[blocked]}: ", status=1),
+    "rules, cannot write": mistake(
+        "imhi label --rules {answers[blocked]}", "{answers[blocked]}/correctness.json: ", status=1
+    ),
     "rules and more": mistake("label_inference.py --rules {answers[empty]}", "leave --data_path out"),
     # --- score
-    "no such run": mistake("score.py --gen_dir_name {nowhere}", "no run ", "{nowhere}"),
+    "no such run": mistake("score.py --gen_dir_name {nowhere}", "--gen_dir_name: no such folder {nowhere}"),
     "run is a file": mistake("score.py --gen_dir_name {file}", "{file} is a file; expected a folder"),
     "empty run": mistake("score.py --gen_dir_name ''", "--gen_dir_name is empty"),
     "nothing to score": mistake("score.py --gen_dir_name {answers[empty]}", "{answers[empty]}: no file named after"),
     "GPT3_score": mistake("score.py --score_method GPT3_score", "not available yet; choose bart_score"),
+    "a flag of another metric": mistake("score.py --score_method bleu --bert_model x", "--bert_model has no effect"),
+    "a direction of another metric": mistake(
+        "score.py --score_method bert_score --bart_direction both", "--bart_direction has no effect"
+    ),
     "no BART": mistake(
         "score.py --score_method all --bart_model {nowhere}", "--bart_model: no file or folder {nowhere}"
     ),

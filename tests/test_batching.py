@@ -24,7 +24,7 @@ def test_batch_size_must_be_positive():
         plan_batches([1], 0)
 
 
-@settings(deadline=None)  # a split collects garbage, which takes its time
+@settings(deadline=None, max_examples=15)  # a split collects garbage, which takes its time
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_splitting_keeps_order_and_loses_nothing(count, fits):
     splits: list[int] = []

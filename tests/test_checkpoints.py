@@ -296,3 +296,39 @@ def test_save_tokenizer_is_what_the_other_tests_think_it_is(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(str(tmp_path))
     assert tokenizer("hello there")["input_ids"][0] == 0
     assert tokenizer.decode(tokenizer("hello there", add_special_tokens=False)["input_ids"]) == "hello there"
+
+
+def test_a_hub_snapshot_in_part_is_completed(tmp_path, monkeypatch, capsys):
+    """An interrupted download leaves a snapshot without its weights; the next run must not take it for whole."""
+    import huggingface_hub
+
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    asked = []
+
+    def download(name, *, local_files_only=False, ignore_patterns):
+        asked.append(local_files_only)
+        assert "training_args.bin" in ignore_patterns
+        if not local_files_only:
+            save_llama(snapshot, shard=True)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    (snapshot / "config.json").write_text("{}")
+    assert locate("owner/model") == snapshot
+    assert asked == [True, False]
+    assert "in part; downloading the rest" in capsys.readouterr().err
+    asked.clear()
+    assert locate("owner/model") == snapshot
+    assert asked == [True], "whole now: no network"
+    weight_files(snapshot)[0].unlink()
+    asked.clear()
+    locate("owner/model")
+    assert asked == [True, False], "a shard of the index is missing"
+
+
+def test_a_mistyped_folder_is_not_looked_up_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no file or folder models/mentallama"):
+        locate("models/mentallama")

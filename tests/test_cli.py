@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from imhi.cli import COMMANDS, main
-from imhi.commands import model_output_folder, run_script
+from imhi.commands import run_script
+from imhi.runs import run_folder
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -228,8 +229,8 @@ def test_paths_are_those_of_the_working_directory(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "answers" / "correctness.json").is_file()
     for folder in (tmp_path, SOURCE, ROOT):
         monkeypatch.chdir(folder)
-        assert model_output_folder("run") == ROOT / "model_output" / "run"
-        assert model_output_folder("./run").resolve() == folder / "run"
+        assert run_folder("run") == ROOT / "model_output" / "run"
+        assert run_folder("./run").resolve() == folder / "run"
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
@@ -369,8 +370,8 @@ def test_the_unpacked_wheel_finds_its_samples(wheel: Path, tmp_path: Path) -> No
     zipfile.ZipFile(wheel).extractall(site)
     work.mkdir()
     code = (
-        "from imhi.data import samples_root, resolve_data_root; from imhi.commands import model_output_folder\n"
-        "print(samples_root(), resolve_data_root(None).is_samples, model_output_folder('run'), sep='\\n')"
+        "from imhi.data import samples_root, resolve_data_root; from imhi.runs import run_folder\n"
+        "print(samples_root(), resolve_data_root(None).is_samples, run_folder('run'), sep='\\n')"
     )
     done = started("-c", code, cwd=work, PYTHONPATH=str(site))
     expected = [str(site / "imhi" / "samples"), "True", str(work / "model_output" / "run")]

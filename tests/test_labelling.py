@@ -92,7 +92,12 @@ def test_a_folder_is_labelled(classifiers, answers, tmp_path, label):
     assert code == 0
     assert "not named after a dataset, ignored: notes.csv" in stderr
     assert "folders inside it are not read: older" in stderr
-    assert sorted(path.name for path in out.iterdir()) == ["DR.csv", "SAD.csv", "correctness.json", "labels.json"]
+    assert sorted(path.name for path in out.iterdir() if path.name != ".lock") == [
+        "DR.csv",
+        "SAD.csv",
+        "correctness.json",
+        "labels.json",
+    ]
     for name in ("DR", "SAD"):
         with (out / f"{name}.csv").open(encoding="utf-8", newline="") as handle:
             rows = list(csv.DictReader(handle))
@@ -186,7 +191,10 @@ def test_a_killed_run_goes_on_with_the_next_dataset(classifiers, answers, tmp_pa
         code, _, stderr = label(*flags)
     assert code == 130
     assert "the same command goes on" in stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["DR.csv", "labels.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name != ".lock") == [
+        "DR.csv",
+        "labels.json",
+    ]
     # Killed between a CSV and its record: the file is ours, and is computed again without a question.
     shutil.copy(tmp_path / "out" / "DR.csv", tmp_path / "out" / "SAD.csv")
     assert label(*flags)[0] == 0
@@ -450,7 +458,7 @@ def test_files_of_others_are_not_overwritten(classifiers, answers, tmp_path, lab
     flags = flags_for(classifiers, answers, out)
     stranger = (out / "SAD.csv").read_bytes()
     assert "SAD.csv exists and labels.json beside it does not list it" in fails(label, *flags)
-    assert [path.name for path in out.iterdir()] == ["SAD.csv"]
+    assert [path.name for path in out.iterdir() if path.name != ".lock"] == ["SAD.csv"]
     assert (out / "SAD.csv").read_bytes() == stranger
     assert label(*flags, "--overwrite")[0] == 0
 
@@ -470,3 +478,19 @@ def test_files_of_others_are_not_overwritten(classifiers, answers, tmp_path, lab
         "holds figures of another labeler (rules)"
         in label("--labelled", "--calculate", "--data_path", out, "--data_output_path", out)[2]
     )
+
+
+def test_rule_figures_of_other_datasets_stay(tmp_path):
+    from imhi.rule_labelling import label_folder_by_rules
+
+    write_answers(tmp_path, "SAD", ["work. Reasoning: x"])
+    write_answers(tmp_path, "DR", ["yes. Reasoning: x"])
+    (tmp_path / "results.txt").write_text("my own notes")
+    label_folder_by_rules(tmp_path)
+    label_folder_by_rules(tmp_path, datasets=["SAD"])
+    kept = json.loads((tmp_path / "correctness.json").read_text())["datasets"]
+    assert list(kept) == ["DR", "SAD"]
+    assert (tmp_path / "results.txt").read_text() == "my own notes"
+    write_answers(tmp_path, "DR", ["no. Reasoning: x"])
+    label_folder_by_rules(tmp_path, datasets=["SAD"])
+    assert list(json.loads((tmp_path / "correctness.json").read_text())["datasets"]) == ["SAD"], "of other answers now"

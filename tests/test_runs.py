@@ -15,7 +15,7 @@ import pytest
 from imhi.commands import run_script
 from imhi.data import samples_root
 from imhi.errors import UserError
-from imhi.runs import Run
+from imhi.runs import find_run, open_run, run_folder
 
 ARGUMENTS = ["--data_root", str(samples_root()), "--batch_size", "2", "--max_new_tokens", "24"]
 
@@ -199,9 +199,10 @@ def test_failed_rows_are_tried_again(tiny_llama, tmp_path, monkeypatch, capsys):
 
 
 def test_one_process_at_a_time(tmp_path):
-    with Run(tmp_path / "run", {}), pytest.raises(UserError, match="another process is writing this run"):
-        Run(tmp_path / "run", {})
-    with Run(tmp_path / "run", {}):
+    refused = pytest.raises(UserError, match="another process is writing this run")
+    with open_run(tmp_path / "run", {}), refused, open_run(tmp_path / "run", {}):
+        pass
+    with open_run(tmp_path / "run", {}):
         pass
 
 
@@ -219,3 +220,77 @@ def test_a_damaged_journal_or_manifest_is_one_line(uninterrupted, tiny_llama, tm
     (folder / "manifest.json").unlink()
     assert generate(folder, tiny_llama) == 2
     assert "but no manifest.json" in capsys.readouterr().err
+
+
+def test_a_name_means_the_same_run_to_whoever_writes_and_reads_it(tmp_path, monkeypatch):
+    home, work = tmp_path / "checkout" / "model_output", tmp_path / "work"
+    (home / "mentallama").mkdir(parents=True)
+    (work / "mentallama").mkdir(parents=True)
+    (work / "model_output" / "mentallama").mkdir(parents=True)
+    (work / "mine").mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr("imhi.runs.output_home", lambda: home)
+    assert find_run("mentallama", flag="--x") == run_folder("mentallama") == home / "mentallama"
+    assert find_run("./mentallama", flag="--x").resolve() == work / "mentallama"
+    assert find_run(str(work), flag="--x") == work
+    assert find_run("mine", flag="--x").resolve() == work / "mine", "a folder here, where no run has that name"
+    with pytest.raises(UserError, match="did you mean mentallama"):
+        find_run("mentalama", flag="--x")
+    with pytest.raises(UserError, match="--x is empty"):
+        find_run(" ", flag="--x")
+    (work / "file").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        find_run("file", flag="--x")
+
+
+def test_a_sampled_run_in_bfloat16_survives_kills_too(tiny_llama, tmp_path):
+    """Half-journalled batches are drawn again as before: the journal is cut at every kind of place."""
+    more = ["--do_sample", "--seed", "3", "--dtype", "bfloat16", "--datasets", "SAD", "CAMS", "--batch_size", "4"]
+    whole = tmp_path / "whole"
+    assert generate(whole, tiny_llama, *more) == 0
+    lines = (whole / "responses.jsonl").read_bytes().splitlines(keepends=True)
+    for cut in (1, 2, 5, 11, 18):
+        folder = tmp_path / f"cut{cut}"
+        folder.mkdir()
+        (folder / "manifest.json").write_bytes((whole / "manifest.json").read_bytes())
+        (folder / "responses.jsonl").write_bytes(b"".join(lines[:cut]) + lines[cut][:9])
+        assert generate(folder, tiny_llama, *more) == 0
+        assert csv_bytes(folder) == csv_bytes(whole)
+        assert (folder / "responses.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_files_that_are_not_of_a_run_are_never_discarded(tiny_llama, tmp_path, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "DR.csv").write_text("query,gpt-3.5-turbo\nmine,mine\n")
+    for more in ([], ["--overwrite"]):
+        assert generate(folder, tiny_llama, "--datasets", "SAD", *more) == 2
+        assert "no manifest.json of a run; choose another folder" in capsys.readouterr().err
+        assert [path.name for path in folder.iterdir() if path.name != ".lock"] == ["DR.csv"]
+
+
+def test_another_batch_size_is_said_for_greedy_and_refused_for_sampling(tiny_llama, tmp_path, capsys):
+    for folder, more in ((tmp_path / "greedy", []), (tmp_path / "sampled", ["--do_sample"])):
+        assert generate(folder, tiny_llama, "--datasets", "SAD", *more) == 0
+        lines = (folder / "responses.jsonl").read_bytes().splitlines(keepends=True)
+        (folder / "responses.jsonl").write_bytes(b"".join(lines[:3]))
+        capsys.readouterr()
+        status = generate(folder, tiny_llama, "--datasets", "SAD", "--batch_size", "5", *more)
+        error = capsys.readouterr().err
+        assert (status, "batch_size" in error) == ((2, True) if more else (0, True)), error
+
+
+def test_a_failed_row_does_not_hide_the_figures(tiny_llama, tmp_path, capsys):
+    data = tmp_path / "data" / "test_data" / "test_instruction"
+    data.mkdir(parents=True)
+    rows = ["query,gpt-3.5-turbo"]
+    rows += [f'"{post}",Yes. Reasoning: x' for post in ("a quiet evening", "nobody asked how it went " * 400)]
+    (data / "DR.csv").write_text("\n".join(rows) + "\n")
+    arguments = ["--model_path", str(tiny_llama), "--model_output_path", f"{tmp_path / 'run'}", "--max_new_tokens", "4"]
+    more = ["--data_root", str(tmp_path / "data"), "--rule_calculate", "--max_errors", "0"]
+    assert run_script("generate", arguments + more) == 1
+    told = capsys.readouterr()
+    assert "leave no room" in told.err
+    assert "DR" in told.out and "acc" in told.out
+    figures = json.loads((tmp_path / "run" / "correctness.json").read_text())["datasets"]["DR"]
+    assert (figures["rows"], figures["failed"], figures["empty"]) == (2, 1, 1)

@@ -17,7 +17,7 @@ from imhi.errors import UserError
 from imhi.metrics import METRICS
 from imhi.metrics.bleu import Bleu
 from imhi.metrics.rouge import Rouge
-from imhi.scoring import explanation_of, find_run_folder, read_scores, score_folder, score_table
+from imhi.scoring import explanation_of, read_scores, score_folder, score_table
 
 TINY_BERT = str(Path(__file__).parent / "fixtures" / "tiny_bert")
 
@@ -273,25 +273,6 @@ def test_mistakes_end_with_status_2_one_line_and_no_file(run, capsys, arguments,
     errors = [line for line in told.err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0], told.err
     assert not (run / "scores.json").exists()
-
-
-def test_names_of_runs(tmp_path, monkeypatch):
-    work = tmp_path / "checkout" / "src"
-    work.mkdir(parents=True)
-    (tmp_path / "checkout" / "model_output" / "mentallama").mkdir(parents=True)
-    monkeypatch.chdir(work)
-    assert find_run_folder("mentallama").resolve() == tmp_path / "checkout" / "model_output" / "mentallama"
-    assert find_run_folder(str(tmp_path)) == tmp_path
-    (work / "mentallama").mkdir()
-    assert find_run_folder("mentallama").parent.name == "model_output"
-    assert find_run_folder("./mentallama").resolve() != work / "mentallama"
-    with pytest.raises(UserError, match="did you mean mentallama"):
-        find_run_folder("mentalama")
-    with pytest.raises(UserError, match="is empty"):
-        find_run_folder(" ")
-    (work / "file").write_text("x")
-    with pytest.raises(UserError, match="is a file"):
-        find_run_folder("file")
 
 
 def test_the_script_runs_from_any_folder(run, tmp_path):

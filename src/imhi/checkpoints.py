@@ -127,11 +127,16 @@ def _locate_on_hub(name: str, flag: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, local_files_only=True, ignore_patterns=list(NOT_WEIGHTS)))
+        cached = Path(snapshot_download(name, local_files_only=True, ignore_patterns=list(NOT_WEIGHTS)))
     except HFValidationError as error:
         raise UserError(f"{flag}: {name!r} is neither a path that exists nor a hub id ({error})") from None
     except LocalEntryNotFoundError:
         say(f"{flag}: {name} is not on this machine; downloading it from the hub")
+    else:
+        # An interrupted download leaves a snapshot with some of its files.
+        if _has_all_weights(cached):
+            return cached
+        say(f"{flag}: {name} is on this machine in part; downloading the rest from the hub")
     try:
         return Path(snapshot_download(name, ignore_patterns=[*NOT_WEIGHTS, "*.h5", "*.msgpack", "*.onnx", "*.ot"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -140,6 +145,15 @@ def _locate_on_hub(name: str, flag: str) -> Path:
             f"{flag}: {name!r} is no local folder, and the hub did not give it ({reason}); "
             "check the name, or download it first and give its folder"
         ) from None
+
+
+def _has_all_weights(folder: Path) -> bool:
+    """Whether a folder has a whole set of weight files: every shard of some index, or weights without an index."""
+    indices = list(folder.glob("*.index.json"))
+    if not indices:
+        return bool(weight_files(folder))
+    shards = [set(_read_json(index, "hub")["weight_map"].values()) for index in indices]
+    return any(all((folder / shard).exists() for shard in named) for named in shards)
 
 
 def read_config(folder: Path, *, flag: str = "--model_path") -> dict[str, Any]:
@@ -313,6 +327,7 @@ class Generator:
     kind : "causal" (answers continue the prompt) or "seq2seq" (BART, T5).
     context : hard limit on positions: prompt and answer for causal models, prompt alone for seq2seq;
         None where the architecture has none (T5).
+    learned_positions : whether positions are looked up in a table (GPT-2, OPT), which ends at `context`.
     facts : what the manifest records: classes, dtype, fingerprints, which guards had to act.
     """
 
@@ -320,6 +335,7 @@ class Generator:
     tokenizer: PreTrainedTokenizerBase
     kind: str
     context: int | None
+    learned_positions: bool
     device: str
     facts: dict[str, Any]
 
@@ -493,7 +509,12 @@ def load_generator(spec: GeneratorSpec, *, device: str, dtype: torch.dtype) -> G
         "guards": guards,
     }
     context = getattr(model.config, "max_position_embeddings", None)
-    return Generator(model, tokenizer, spec.kind, context, device, facts)
+    tables = {"wpe", "embed_positions", "position_embeddings", "position_embedding"}
+    learned_positions = any(
+        name.rpartition(".")[2] in tables and isinstance(module, torch.nn.Embedding)
+        for name, module in model.named_modules()
+    )
+    return Generator(model, tokenizer, spec.kind, context, learned_positions, device, facts)
 
 
 def load_model(

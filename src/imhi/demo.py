@@ -38,8 +38,8 @@ def run_demo(output: Path, *, limit: int | None = None, cuda: bool = False, over
         decoding=DECODING,
         overwrite=overwrite,
     )
-    folder = generate_responses(request)
-    figures = label_folder_by_rules(folder)
+    folder = generate_responses(request).folder
+    figures = label_folder_by_rules(folder, published_results=True)
     metrics = [METRICS["bleu"](), METRICS["rouge"](), METRICS["bert_score"](model=ENCODER)]
     scores = score_folder(folder, metrics)
     headers = ["dataset", "rows", "unparsed", "accuracy", "weighted F1", "BLEU", "ROUGE-1", "ROUGE-L", "BERTScore"]

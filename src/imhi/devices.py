@@ -19,6 +19,8 @@ def pick_device(*, cuda: bool = False, device: str | None = None) -> str:
 
     Raises UserError where a GPU is asked for and there is none: hours on the wrong device are not a fallback.
     """
+    if cuda and device and not device.startswith("cuda"):
+        raise UserError(f"--cuda and --device {device} name two devices; leave one out")
     chosen = device or ("cuda:0" if cuda else "cpu")
     kind = chosen.partition(":")[0]
     if kind not in {"cpu", "cuda", "mps"} or (kind != "cuda" and chosen != kind):

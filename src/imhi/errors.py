@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +23,10 @@ class UserError(Exception):
 
 def run_main(main: Callable[[], int | None]) -> int:
     """Run a script's main function and turn a `UserError` or Ctrl-C into one line and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character gets its escape, not a stack trace.
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             return main() or 0

@@ -12,13 +12,14 @@ from typing import Any
 from imhi.checkpoints import GeneratorSpec, load_generator, locate_generator
 from imhi.data import LoadedSuite, load_suite, resolve_data_root, sha256_of
 from imhi.devices import pick_device, pick_dtype
-from imhi.engines import Decoding, Engine, Prompt
+from imhi.engines import Completion, Decoding, Prompt
 from imhi.engines.transformers_engine import TransformersEngine
 from imhi.errors import UserError
-from imhi.runs import Run
+from imhi.provenance import library_versions
+from imhi.runs import Run, open_run
 from imhi.talk import progress_bar, say
 
-__all__ = ["GenerationRequest", "generate_responses", "load_engine"]
+__all__ = ["GenerationOutcome", "GenerationRequest", "generate_responses", "load_engine"]
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,31 @@ def load_engine(
     return TransformersEngine(generator, decoding, batch_size=batch_size)
 
 
-def generate_responses(request: GenerationRequest) -> Path:
-    """Run `request` to its end, or go on with an interrupted run of it; returns the run folder.
+@dataclass(frozen=True)
+class GenerationOutcome:
+    """A run that came to its end: where it lies, its datasets, and the rows that failed (their answer is empty)."""
+
+    folder: Path
+    datasets: list[str]
+    rows: int
+    failed: list[Completion]
+
+    def complaint(self) -> str:
+        """One line about the failed rows."""
+        first = self.failed[0]
+        return (
+            f"{len(self.failed)} of {self.rows} rows failed and have an empty answer in {self.folder}, "
+            f"the first {first.id}: {first.error}; the same command tries them again"
+        )
+
+
+def generate_responses(request: GenerationRequest) -> GenerationOutcome:
+    """Run `request` to its end, or go on with an interrupted run of it.
 
     Raises
     ------
     UserError
-        On anything the user can mend; with exit code 1 if rows failed, after everything else was saved.
+        On anything the user can mend; with exit code 1 where more than ``max_errors`` rows failed.
     """
     device = pick_device(cuda=request.cuda, device=request.device)
     root = resolve_data_root(request.data_root)
@@ -65,7 +84,7 @@ def generate_responses(request: GenerationRequest) -> Path:
     _say_rows(suite)
     spec = locate_generator(request.model, lora_path=request.lora_path, llama=request.llama)
     configuration = _configuration(request, suite, spec, str(pick_dtype(request.dtype, device)))
-    with Run(request.output, configuration, overwrite=request.overwrite) as run:
+    with open_run(request.output, configuration, overwrite=request.overwrite) as run:
         run.manifest["data_root"] = {"path": str(root.path), "source": root.source, "made_up_samples": root.is_samples}
         done = run.done
         session = {"model": spec.name, "adapter": spec.adapter_name, "device": device, "batch_size": request.batch_size}
@@ -73,16 +92,19 @@ def generate_responses(request: GenerationRequest) -> Path:
             say(f"{request.output}: all {len(suite.rows)} rows were generated before; nothing to do")
             run.begin_session(session)
             run.finish(suite.rows, {})
-            return request.output
-        if done:
-            say(f"{request.output}: going on, {len(done)} of {len(suite.rows)} rows are done")
-        engine = load_engine(spec, request.decoding, device=device, dtype=request.dtype, batch_size=request.batch_size)
-        _generate_into(run, engine, suite, request, session)
-    return request.output
+        else:
+            if done:
+                say(f"{request.output}: going on, {len(done)} of {len(suite.rows)} rows are done")
+                _say_differences(run.manifest["sessions"], session)
+            engine = load_engine(
+                spec, request.decoding, device=device, dtype=request.dtype, batch_size=request.batch_size
+            )
+            _generate_into(run, engine, suite, request, session)
+        return GenerationOutcome(request.output, list(suite.files), len(suite.rows), run.failed)
 
 
 def _generate_into(
-    run: Run, engine: Engine, suite: LoadedSuite, request: GenerationRequest, session: dict[str, Any]
+    run: Run, engine: TransformersEngine, suite: LoadedSuite, request: GenerationRequest, session: dict[str, Any]
 ) -> None:
     prompts = [Prompt(row.id, row.query) for row in suite.rows]
     first = engine.prompt_token_ids(prompts[0])
@@ -96,12 +118,18 @@ def _generate_into(
     run.write_manifest()
     started, new_tokens, failures = time.monotonic(), 0, 0
     with progress_bar(len(prompts), "generating", initial=len(run.done)) as bar:
+
+        def step(rows: int, tokens: int) -> None:
+            bar.set_postfix_str(f"{_rate(new_tokens, started)}, batch of {rows} at token {tokens}", refresh=False)
+            bar.update(0)
+
+        engine.on_step = step
         for group in engine.complete(prompts, done=run.done):
             run.append(group)
-            failures += sum(completion.error is not None for completion in group)
+            failures += sum(completion.finish_reason == "error" for completion in group)
             new_tokens += sum(completion.new_tokens for completion in group)
             bar.update(len(group))
-            bar.set_postfix_str(f"{new_tokens / (time.monotonic() - started):.0f} tokens/s")
+            bar.set_postfix_str(_rate(new_tokens, started))
             if failures > request.max_errors:
                 break
     seconds = round(time.monotonic() - started, 3)
@@ -115,13 +143,10 @@ def _generate_into(
         )
     run.finish(suite.rows, facts)
     _say_outcome(run, suite)
-    if run.failed:
-        first_failed = run.failed[0]
-        raise UserError(
-            f"{len(run.failed)} of {len(suite.rows)} rows failed and have an empty answer, the first {first_failed.id}: "
-            f"{first_failed.error}; the same command tries them again",
-            code=1,
-        )
+
+
+def _rate(tokens: int, started: float) -> str:
+    return f"{tokens / max(time.monotonic() - started, 1e-6):.0f} tokens/s"
 
 
 def _configuration(request: GenerationRequest, suite: LoadedSuite, spec: GeneratorSpec, dtype: str) -> dict[str, Any]:
@@ -134,7 +159,17 @@ def _configuration(request: GenerationRequest, suite: LoadedSuite, spec: Generat
         **spec.identity(),
         "dtype": dtype.removeprefix("torch."),
         "decoding": asdict(request.decoding),
+        # Sampled answers are drawn batch by batch.
+        **({"batch_size": request.batch_size} if request.decoding.do_sample else {}),
     }
+
+
+def _say_differences(sessions: list[dict[str, Any]], session: dict[str, Any]) -> None:
+    """Say what may move an answer's last bits between the earlier session and this one."""
+    earlier, here = sessions[-1], {**session, "libraries": library_versions()}
+    for name in ("batch_size", "device", "libraries"):
+        if earlier.get(name) != here[name]:
+            say(f"note: {name} was {earlier.get(name)}, is {here[name]}; rounding, and so a few answers, may differ")
 
 
 def _say_rows(suite: LoadedSuite) -> None:

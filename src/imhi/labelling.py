@@ -25,6 +25,7 @@ from imhi.data import (
 )
 from imhi.errors import UserError
 from imhi.labelers import Labeler
+from imhi.locks import only_process
 from imhi.metrics.correctness import UNPARSED, Correctness, correctness
 from imhi.provenance import environment, now
 from imhi.talk import say, table
@@ -95,6 +96,13 @@ def label_folder(
     dict
         Dataset name → its entry in ``labels.json``.
     """
+    with only_process(out, "labelling into this folder"):
+        return _label_folder(responses, labelers, out, overwrite=overwrite)
+
+
+def _label_folder(
+    responses: Mapping[str, ResponseFile], labelers: Mapping[str, Labeler], out: Path, *, overwrite: bool
+) -> dict[str, dict[str, Any]]:
     records = _read_record(out / RECORD)["datasets"] if (out / RECORD).exists() else {}
     todo = [name for name in responses if name in labelers]
     if not overwrite:
@@ -202,20 +210,25 @@ def earlier_figures(out: Path, *, source: str = SOURCE, overwrite: bool = False)
 
 
 def write_correctness(
-    out: Path, responses: Mapping[str, ResponseFile], figures: Mapping[str, Correctness], *, overwrite: bool = False
+    out: Path,
+    entries: Mapping[str, dict[str, Any]],
+    files: Mapping[str, Path],
+    *,
+    source: str = SOURCE,
+    overwrite: bool = False,
 ) -> Path:
-    """Put figures into ``correctness.json``; those of other datasets stay while their labelled file is the same."""
-    entries = {
+    """Put entries (by dataset) into ``correctness.json``; those of other datasets stay while their file is the same."""
+    kept = {
         name: entry
-        for name, entry in earlier_figures(out, overwrite=overwrite).items()
+        for name, entry in earlier_figures(out, source=source, overwrite=overwrite).items()
         if Path(entry["file"]).exists() and sha256_of(Path(entry["file"])) == entry["file_sha256"]
     }
-    for name, figure in figures.items():
-        path = responses[name].path.resolve()
-        entries[name] = {**figure.as_dict(), "file": str(path), "file_sha256": sha256_of(path)}
-    ordered = {name: entries[name] for name in DATASETS if name in entries}
+    for name, entry in entries.items():
+        path = files[name].resolve()
+        kept[name] = {**entry, "file": str(path), "file_sha256": sha256_of(path)}
+    ordered = {name: kept[name] for name in DATASETS if name in kept}
     target = out / CORRECTNESS
-    _write_record(target, {"labeler": SOURCE, "made": now(), "environment": environment(), "datasets": ordered})
+    _write_record(target, {"labeler": source, "made": now(), "environment": environment(), "datasets": ordered})
     return target
 
 

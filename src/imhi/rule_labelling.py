@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imhi.benchmark import DATASETS
-from imhi.data import read_responses, response_files, write_text_atomically
-from imhi.errors import UserError
+from imhi.data import write_text_atomically
 from imhi.labelers.rules import label_by_rule, published_rule
-from imhi.labelling import earlier_figures
+from imhi.labelling import earlier_figures, read_folder, write_correctness
 from imhi.metrics.correctness import Correctness, correctness
-from imhi.provenance import now
-from imhi.talk import say, table
+from imhi.runs import JOURNAL, read_manifest
+from imhi.talk import table
 
 SOURCE = "rules"
 
@@ -24,56 +21,66 @@ __all__ = ["RuleFigures", "label_folder_by_rules", "rule_table"]
 
 @dataclass(frozen=True)
 class RuleFigures:
-    """Figures of one dataset: ours (unparsed answers wrong) and the published rule's (`out_of_domain` credited)."""
+    """Figures of one dataset: ours (unparsed answers wrong) and the published rule's (`out_of_domain` credited).
+
+    `failed` and `length_limited` are the run's own counts, None for a folder that is no run of ours.
+    """
 
     dataset: str
     strict: Correctness
     published: Correctness
     out_of_domain: int
     empty: int
+    failed: int | None = None
+    length_limited: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "rows": self.strict.n,
             "empty": self.empty,
+            "failed": self.failed,
+            "length_limited": self.length_limited,
             "unparsed_share": self.strict.unparsed / self.strict.n,
             "strict": self.strict.as_dict(),
             "published_rule": {**self.published.as_dict(), "out_of_domain": self.out_of_domain},
         }
 
 
-def label_folder_by_rules(folder: Path, *, datasets: Sequence[str] = (), overwrite: bool = False) -> list[RuleFigures]:
-    """Label every ``DATASET.csv`` of `folder` by rule; writes ``correctness.json`` and ``results.txt`` there.
+def label_folder_by_rules(
+    folder: Path, *, datasets: Sequence[str] = (), published_results: bool = False, overwrite: bool = False
+) -> list[RuleFigures]:
+    """Label every ``DATASET.csv`` of `folder` by rule; writes ``correctness.json`` there.
 
-    Works on any folder of ``goldens,generated_text`` files.  ``results.txt`` has the published script's lines.
-    Raises UserError where ``correctness.json`` holds the figures of classifiers, unless `overwrite`.
+    Works on any folder of ``goldens,generated_text`` files.  `published_results`: also ``results.txt``, with the
+    lines that the published generator wrote into its run folder.  Raises UserError where ``correctness.json`` holds
+    the figures of classifiers, unless `overwrite`.
     """
-    found, strays = response_files(folder, datasets)
-    if ignored := [name for name in strays if name.lower().endswith(".csv")]:
-        say(f"ignored in {folder}, not named after a dataset: {', '.join(ignored)}")
+    responses = read_folder(folder, datasets)
     earlier_figures(folder, source=SOURCE, overwrite=overwrite)
+    # Somebody else's folder may hold a manifest.json of its own.
+    manifest = (read_manifest(folder) if (folder / JOURNAL).exists() else None) or {}
     figures = []
-    for name, path in found.items():
-        dataset = DATASETS[name]
-        responses = read_responses(dataset, path)
-        gold = responses.gold_labels()
-        by_published = [published_rule(dataset, text) for text in responses.generated]
+    for name, response in responses.items():
+        dataset, gold = response.dataset, response.gold_labels()
+        by_published = [published_rule(dataset, text) for text in response.generated]
+        counts = manifest.get("counts", {}).get(name, {})
         figures.append(
             RuleFigures(
                 name,
-                strict=correctness(gold, [label_by_rule(dataset, text) for text in responses.generated]),
+                strict=correctness(gold, [label_by_rule(dataset, text) for text in response.generated]),
                 published=correctness(gold, [label for label, _ in by_published]),
                 out_of_domain=sum(default for _, default in by_published),
-                empty=sum(not text.strip() for text in responses.generated),
+                empty=sum(not text.strip() for text in response.generated),
+                failed=counts.get("failed"),
+                length_limited=counts.get("length_limited"),
             )
         )
-    record = {"labeler": SOURCE, "made": now(), "datasets": {figure.dataset: figure.as_dict() for figure in figures}}
-    lines = [figure.published.published_line(figure.dataset, figure.out_of_domain) for figure in figures]
-    try:
-        write_text_atomically(folder / "correctness.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    entries = {figure.dataset: figure.as_dict() for figure in figures}
+    files = {name: response.path for name, response in responses.items()}
+    write_correctness(folder, entries, files, source=SOURCE, overwrite=overwrite)
+    if published_results:
+        lines = [figure.published.published_line(figure.dataset, figure.out_of_domain) for figure in figures]
         write_text_atomically(folder / "results.txt", "\n".join(lines) + "\n")
-    except OSError as error:
-        raise UserError(f"{folder}: the figures cannot be written there ({error.strerror})", code=1) from None
     return figures
 
 

@@ -9,21 +9,65 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
+from imhi.benchmark import DATASETS
 from imhi.data import Row, write_table, write_text_atomically
 from imhi.engines import Completion
 from imhi.errors import UserError
+from imhi.locks import only_process
 from imhi.provenance import environment, now
 
-__all__ = ["Run", "read_manifest"]
+__all__ = ["JOURNAL", "Run", "find_run", "open_run", "read_manifest", "run_folder"]
 
 MANIFEST = "manifest.json"
 JOURNAL = "responses.jsonl"
+
+
+def output_home() -> Path:
+    """The ``model_output`` folder that names of runs stand for."""
+    checkout = Path(__file__).parents[2]
+    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "model_output"
+
+
+def run_folder(name: str, *, flag: str = "--model_output_path") -> Path:
+    """Where a run of this name lies: a plain name is a folder under ``model_output/``, anything with a slash is a path.
+
+    ``model_output/`` is the repository's own, as published, when the toolkit runs from a checkout, else the one in
+    the working directory.
+    """
+    if not name.strip():
+        raise UserError(f"{flag} is empty; give the name of a run, or a folder")
+    if "/" in name or name in {".", "..", "~"}:
+        return Path(name).expanduser()
+    return output_home() / name
+
+
+def find_run(name: str, *, flag: str) -> Path:
+    """The existing folder that `name` means.
+
+    A path, or for a plain name the run that `run_folder` names; failing that a run under ``model_output/`` of the
+    working directory or the one above it (the published scripts ran in ``src/``), or a folder of that name.  Raises
+    UserError, with what there is, where none exists.
+    """
+    folder = run_folder(name, flag=flag)
+    elsewhere = [Path("model_output", name), Path("..", "model_output", name), Path(name)]
+    for candidate in [folder, *elsewhere]:
+        if candidate.is_dir():
+            return candidate
+    if folder.exists() or Path(name).exists():
+        raise UserError(f"{flag}: {name} is a file; expected a folder of DATASET.csv files")
+    siblings = (
+        sorted(child.name for child in folder.parent.iterdir() if child.is_dir()) if folder.parent.is_dir() else []
+    )
+    close = get_close_matches(folder.name, siblings, n=1)
+    hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(siblings[:8]) or 'none'}"
+    raise UserError(f"{flag}: no such folder {folder}{hint}")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -40,15 +84,16 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-class Run:
-    """One run folder, opened for writing; use it as a context manager.
+@contextmanager
+def open_run(folder: Path, configuration: dict[str, Any], *, overwrite: bool = False) -> Iterator[Run]:
+    """Open a run folder for writing, for the length of a with-block.
 
     Parameters
     ----------
     folder : created with its parents.
     configuration : everything that decides the responses; a folder with another one is refused.
-    overwrite : discard what the folder holds of an earlier run, as soon as `begin_session` is called: a model that
-        does not load costs nothing.
+    overwrite : discard what the folder holds of an earlier run, as soon as `Run.begin_session` is called: a model
+        that does not load costs nothing.
 
     Raises
     ------
@@ -56,27 +101,38 @@ class Run:
         Another configuration (naming what differs), a damaged journal, another process at work, response files
         that are not of a run.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    except FileExistsError:
+        raise UserError(f"{folder}: is a file; a run needs a folder (--model_output_path)") from None
+    except OSError as error:
+        raise UserError(
+            f"--model_output_path: {folder} cannot be written ({error.strerror}); choose another folder"
+        ) from None
+    with only_process(folder, "writing this run"):
+        run = Run(folder, configuration, overwrite=overwrite)
+        try:
+            yield run
+        finally:
+            run.close()
 
-    def __init__(self, folder: Path, configuration: dict[str, Any], *, overwrite: bool = False):
+
+class Run:
+    """One run folder while it is written; made by `open_run`, which holds its lock."""
+
+    def __init__(self, folder: Path, configuration: dict[str, Any], *, overwrite: bool):
         self.folder = folder
         self.configuration = json.loads(json.dumps(configuration))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder)
-        except FileExistsError:
-            raise UserError(f"{folder}: is a file; a run needs a folder (--model_output_path)") from None
-        except OSError as error:
-            raise UserError(
-                f"--model_output_path: {folder} cannot be written ({error.strerror}); choose another folder"
-            ) from None
         self._overwrite = overwrite
+        found = [] if (folder / MANIFEST).exists() else _strangers(folder)
+        # A journal can only be ours; CSV files alone may be anybody's.
+        if found and not (overwrite and JOURNAL in found):
+            remedy = "choose another folder" + (", or discard them with --overwrite" if JOURNAL in found else "")
+            raise UserError(f"{folder}: has {', '.join(found)} but no {MANIFEST} of a run; {remedy}")
         earlier = None if overwrite else read_manifest(folder)
         if earlier is not None:
             self._refuse_difference(earlier["configuration"])
-        elif not overwrite and (found := _strangers(folder)):
-            raise UserError(
-                f"{folder}: has {', '.join(found)} but no {MANIFEST}; --overwrite replaces them, or choose another folder"
-            )
         self.manifest: dict[str, Any] = earlier or {
             "configuration": self.configuration,
             "started": now(),
@@ -86,15 +142,9 @@ class Run:
         # Opened with the first append: a journal never exists without the manifest that `begin_session` writes.
         self._journal: TextIO | None = None
 
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         if self._journal is not None:
             self._journal.close()
-        self._lock.close()
 
     @property
     def done(self) -> frozenset[str]:
@@ -144,7 +194,7 @@ class Run:
         self.manifest["sessions"][-1].update(ended=now(), **facts)
         self.manifest["counts"] = self.counts(rows)
         complete = all(row.id in self.done for row in rows)
-        self.manifest["ended"] = now() if complete else None
+        self.manifest["ended"] = (self.manifest.get("ended") or now()) if complete else None
         self.write_manifest()
 
     def counts(self, rows: Iterable[Row]) -> dict[str, dict[str, int]]:
@@ -203,8 +253,6 @@ class Run:
 
     def _discard(self) -> None:
         """Remove what an earlier run, its labels and its scores left in the folder, and nothing else."""
-        from imhi.benchmark import DATASETS
-
         names = [
             MANIFEST,
             JOURNAL,
@@ -219,9 +267,7 @@ class Run:
 
 
 def _strangers(folder: Path) -> list[str]:
-    """Files that a run would write and that are there already, in a folder that holds no run."""
-    from imhi.benchmark import DATASETS
-
+    """Files named as a run's that are there already, in a folder without a manifest."""
     return [name for name in (JOURNAL, *(f"{name}.csv" for name in DATASETS)) if (folder / name).exists()]
 
 
@@ -238,21 +284,3 @@ def _differences(before: Any, after: Any, key: str = "") -> list[tuple[str, str,
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _lock(folder: Path) -> Any:
-    """An exclusive lock on the folder, held until the returned file is closed (or the process dies)."""
-    handle = (folder / ".lock").open("w")
-    try:
-        import fcntl
-    except ImportError:
-        # Windows has no flock; two processes on one folder are the user's own doing there.
-        return handle
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.close()
-        raise UserError(
-            f"{folder}: another process is writing this run; wait for it or choose another folder"
-        ) from None
-    return handle

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,12 @@ from imhi.batching import is_out_of_memory
 from imhi.benchmark import DATASETS, split_reasoning
 from imhi.data import ResponseFile, read_responses, read_table, response_files, write_table, write_text_atomically
 from imhi.errors import UserError
+from imhi.locks import only_process
 from imhi.metrics import METRICS
 from imhi.metrics.base import Metric, digest_of
 from imhi.talk import progress_bar, say, table
 
-__all__ = ["TARGETS", "explanation_of", "find_run_folder", "read_scores", "score_folder", "score_table"]
+__all__ = ["TARGETS", "explanation_of", "read_scores", "score_folder", "score_table"]
 
 SCORES = "scores.json"
 ROWS_FOLDER = "scores"
@@ -41,27 +40,6 @@ OWN_NAMES = frozenset(
 
 # dataset → metric → entry of scores.json
 Entries = dict[str, dict[str, dict[str, Any]]]
-
-
-def find_run_folder(name: str) -> Path:
-    """The folder that ``--gen_dir_name`` means: a run under ``model_output/`` by name, else a path.
-
-    ``model_output/`` is looked for in the working directory, above it (the published scripts ran in ``src/``) and in
-    the repository.
-    """
-    if not name.strip():
-        raise UserError("--gen_dir_name is empty; give the name of a run under model_output/, or a folder")
-    homes = [Path("model_output"), Path("../model_output"), Path(__file__).parents[2] / "model_output"]
-    path = Path(name).expanduser()
-    for folder in [*(home / name for home in homes), path]:
-        if folder.is_dir():
-            return folder
-    if path.exists():
-        raise UserError(f"--gen_dir_name: {path} is a file; expected a folder of DATASET.csv files")
-    present = sorted({child.name for home in homes if home.is_dir() for child in home.iterdir() if child.is_dir()})
-    close = get_close_matches(name, present, n=1)
-    hint = f"; did you mean {close[0]}?" if close else f"; runs there: {', '.join(present[:8]) or 'none'}"
-    raise UserError(f"--gen_dir_name: no run {name!r} under model_output/ and no such folder{hint}")
 
 
 def explanation_of(text: str) -> tuple[str, bool]:
@@ -221,7 +199,7 @@ def _earlier_entry(folder: Path, metric: Metric, text: Texts, target: str) -> di
     """The entry of an earlier run, if it is of the same signature and texts and its row values are there."""
     if not (folder / SCORES).exists():
         return None
-    with _locked(folder):
+    with only_process(_rows_folder(folder)):
         entry = read_scores(folder).get(target, {}).get(text.dataset, {}).get(metric.name)
         columns = _read_rows(folder, text.dataset)
     if entry is None or entry["signature"] != str(metric.signature) or entry["texts"] != text.digest:
@@ -236,6 +214,12 @@ def _earlier_entry(folder: Path, metric: Metric, text: Texts, target: str) -> di
 def _has_rows(entry: dict[str, Any], columns: dict[str, list[float]], target: str) -> bool:
     """Whether the values per row that belong to an entry are there, unchanged."""
     return digest_of({name: columns.get(_column(name, target)) for name in entry["values"]}) == entry["row_values"]
+
+
+def _rows_folder(folder: Path) -> Path:
+    rows_folder = folder / ROWS_FOLDER
+    rows_folder.mkdir(exist_ok=True)
+    return rows_folder
 
 
 def _rows_file(folder: Path, dataset: str) -> Path:
@@ -263,7 +247,7 @@ def _store(
     """
     from imhi.provenance import environment
 
-    with _locked(folder):
+    with only_process(_rows_folder(folder)):
         scores = read_scores(folder)
         columns = _read_rows(folder, text.dataset)
         for kind in TARGETS:
@@ -301,22 +285,6 @@ def _in_table_order(scores: dict[str, Entries]) -> dict[str, Entries]:
             if entries:
                 ordered.setdefault(kind, {})[dataset] = {name: entries[name] for name in METRICS if name in entries}
     return ordered
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time changes a folder's scores; the others wait the milliseconds that it takes."""
-    rows_folder = folder / ROWS_FOLDER
-    rows_folder.mkdir(exist_ok=True)
-    with (rows_folder / ".lock").open("w") as handle:
-        try:
-            import fcntl
-        except ImportError:
-            # Windows has no flock; two processes on one folder are the user's own doing there.
-            yield
-            return
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def score_table(results: Entries) -> str:

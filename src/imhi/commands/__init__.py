@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from imhi.benchmark import DATASETS
 from imhi.devices import DTYPES
@@ -21,7 +20,6 @@ __all__ = [
     "add_model_arguments",
     "add_sampling_arguments",
     "decoding_from",
-    "model_output_folder",
     "positive",
     "run_script",
 ]
@@ -41,21 +39,6 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return number
-
-
-def model_output_folder(name: str) -> Path:
-    """Where a run lies: a plain name is a folder under ``model_output/``, anything with a slash is a path.
-
-    ``model_output/`` is the repository's own, as published, when the toolkit runs from a checkout, else the one in
-    the working directory.
-    """
-    if not name.strip():
-        raise UserError("--model_output_path is empty; give the run a name")
-    if "/" in name or name in {".", ".."}:
-        return Path(name).expanduser()
-    checkout = Path(__file__).parents[3]
-    base = checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
-    return base / "model_output" / name
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,14 +84,14 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="with --do_sample (default 1.0)")
     parser.add_argument("--top_p", type=float, help="with --do_sample (default 1.0)")
     parser.add_argument("--top_k", type=int, help="with --do_sample (default 0: off)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default 0)")
+    parser.add_argument("--seed", type=int, help="with --do_sample (default 0)")
 
 
 def decoding_from(arguments: argparse.Namespace) -> Decoding:
     """Checked decoding settings from the flags of `add_model_arguments` and `add_sampling_arguments`."""
     if arguments.lora and not arguments.lora_path:
         raise UserError("--lora needs --lora_path, the folder of the adapter")
-    given = {name: getattr(arguments, name) for name in ("temperature", "top_p", "top_k")}
+    given = {name: getattr(arguments, name) for name in ("temperature", "top_p", "top_k", "seed")}
     given = {name: value for name, value in given.items() if value is not None}
     if given and not arguments.do_sample:
         raise UserError(f"--{next(iter(given))} has no effect on greedy decoding; add --do_sample")
@@ -122,7 +105,6 @@ def decoding_from(arguments: argparse.Namespace) -> Decoding:
         max_new_tokens=arguments.max_new_tokens,
         max_length=arguments.max_length,
         do_sample=arguments.do_sample,
-        seed=arguments.seed,
         chat_template=arguments.chat_template,
         **given,
     )

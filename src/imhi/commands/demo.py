@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from imhi.commands import model_output_folder, positive
+from imhi.commands import positive
 
 DESCRIPTION = (
     "A first look: the embedded model on made-up sample rows, labelled and scored. Minutes on a CPU, no network."
@@ -20,9 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from imhi.demo import run_demo
+    from imhi.runs import run_folder
 
     return run_demo(
-        model_output_folder(arguments.model_output_path),
+        run_folder(arguments.model_output_path),
         limit=arguments.limit,
         cuda=arguments.cuda,
         overwrite=arguments.overwrite,

@@ -11,7 +11,6 @@ from imhi.commands import (
     add_model_arguments,
     add_sampling_arguments,
     decoding_from,
-    model_output_folder,
     positive,
 )
 from imhi.errors import UserError
@@ -53,11 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
     from imhi.data import parse_dataset_names
     from imhi.generation import GenerationRequest, generate_responses
     from imhi.rule_labelling import label_folder_by_rules, rule_table
+    from imhi.runs import run_folder
     from imhi.talk import say, show
 
-    folder = generate_responses(
+    outcome = generate_responses(
         GenerationRequest(
-            output=model_output_folder(arguments.model_output_path),
+            output=run_folder(arguments.model_output_path),
             model=arguments.model_path,
             lora_path=arguments.lora_path,
             llama=arguments.llama,
@@ -75,6 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     )
     if arguments.rule_calculate:
-        show(rule_table(label_folder_by_rules(folder)))
+        folder = outcome.folder
+        show(rule_table(label_folder_by_rules(folder, datasets=outcome.datasets, published_results=True)))
         say(f"figures in {folder / 'correctness.json'} and {folder / 'results.txt'}")
+    if outcome.failed:
+        # After the figures: one row that cannot be answered must not hide the others'.
+        raise UserError(outcome.complaint(), code=1)
     return 0

@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with one classifier a dataset (MODEL_PATH/DR, MODEL_PATH/SAD, ...);\n"
         "one checkpoint, as folder or hub id, where there is one dataset",
     )
-    parser.add_argument("--data_path", help="folder of DATASET.csv with the columns goldens,generated_text")
+    parser.add_argument(
+        "--data_path",
+        help="name of a run under model_output/, or a folder of DATASET.csv with the columns\ngoldens,generated_text",
+    )
     parser.add_argument(
         "--data_output_path",
         help="folder for DATASET.csv with labels and label_confidence behind those columns; made if absent",
@@ -62,11 +65,12 @@ def _label_by_rules(arguments: argparse.Namespace) -> int:
     if given:
         raise UserError(f"--rules DIR reads and writes DIR alone; leave --{given[0]} out")
     from imhi.rule_labelling import label_folder_by_rules, rule_table
+    from imhi.runs import find_run
 
-    folder = Path(arguments.rules).expanduser()
+    folder = find_run(arguments.rules, flag="--rules")
     datasets = parse_dataset_names(arguments.datasets)
     show(rule_table(label_folder_by_rules(folder, datasets=datasets, overwrite=arguments.overwrite)))
-    say(f"figures in {folder / 'correctness.json'} and {folder / 'results.txt'}")
+    say(f"figures in {folder / 'correctness.json'}")
     return 0
 
 
@@ -78,8 +82,9 @@ def _label_with_classifiers(arguments: argparse.Namespace) -> int:
     from imhi.devices import pick_device, pick_dtype
     from imhi.labelers.bert import BertLabeler, find_classifiers
     from imhi.labelling import counts_table, earlier_figures, label_folder, output_folder, read_folder
+    from imhi.runs import find_run
 
-    data = Path(arguments.data_path).expanduser()
+    data = find_run(arguments.data_path, flag="--data_path")
     responses = read_folder(data, parse_dataset_names(arguments.datasets))
     out = Path(arguments.data_output_path).expanduser()
     if arguments.calculate:
@@ -108,8 +113,9 @@ def _compare_only(arguments: argparse.Namespace) -> int:
     if not arguments.data_path:
         raise UserError("--data_path is missing; give the folder of labelled DATASET.csv files")
     from imhi.labelling import output_folder, read_folder
+    from imhi.runs import find_run
 
-    data = Path(arguments.data_path).expanduser()
+    data = find_run(arguments.data_path, flag="--data_path")
     responses = read_folder(data, parse_dataset_names(arguments.datasets))
     out = Path(arguments.data_output_path).expanduser() if arguments.data_output_path else None
     if out is not None and out.resolve() != data.resolve():
@@ -127,4 +133,6 @@ def _compare(responses: Mapping[str, ResponseFile], out: Path | None, *, overwri
         show(figure.published_line(name))
     show(correctness_table(figures))
     if out is not None:
-        say(f"figures in {write_correctness(out, responses, figures, overwrite=overwrite)}")
+        entries = {name: figure.as_dict() for name, figure in figures.items()}
+        files = {name: response.path for name, response in responses.items()}
+        say(f"figures in {write_correctness(out, entries, files, overwrite=overwrite)}")

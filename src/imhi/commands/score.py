@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="compute values again that are there already")
     bert = parser.add_argument_group("bert_score")
-    bert.add_argument("--bert_model", default="embedded:minilm", help="folder or hub id (default embedded:minilm)")
+    bert.add_argument("--bert_model", help="folder or hub id (default embedded:minilm)")
     bert.add_argument(
         "--num_layers", type=positive, help="layer to match (needed for a model bert-score does not know)"
     )
@@ -48,14 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     bert.add_argument("--bert_baseline", metavar="FILE", help="baseline file LAYER,P,R,F (default: the package's)")
     bart = parser.add_argument_group("bart_score")
-    bart.add_argument(
-        "--bart_model", default="facebook/bart-large-cnn", help="folder or hub id (default facebook/bart-large-cnn)"
-    )
+    bart.add_argument("--bart_model", help="folder or hub id (default facebook/bart-large-cnn)")
     bart.add_argument("--bart_weights", metavar="FILE", help="state dict loaded over it (bart_score.pth)")
     bart.add_argument(
         "--bart_direction",
         choices=["published", "reverse", "both"],
-        default="published",
         help="P(gold | generated) as published (default), P(generated | gold), or both and their mean",
     )
 
@@ -67,10 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     from imhi.data import parse_dataset_names
     from imhi.metrics import METRICS
-    from imhi.scoring import find_run_folder, score_folder, score_table
+    from imhi.runs import find_run
+    from imhi.scoring import score_folder, score_table
     from imhi.talk import show
 
-    folder = find_run_folder(arguments.gen_dir_name)
+    folder = find_run(arguments.gen_dir_name, flag="--gen_dir_name")
     chosen = METHODS if arguments.score_method == "all" else (arguments.score_method,)
     options = _options(arguments, chosen)
     # Making a metric checks what it needs: all of them before the first value.
@@ -89,36 +87,33 @@ def run(arguments: argparse.Namespace) -> int:
 def _options(arguments: argparse.Namespace, chosen: tuple[str, ...]) -> dict[str, dict[str, object]]:
     """Constructor arguments per metric; a flag of a metric that was not chosen is an error, not ignored."""
     given = {
-        "bert_score": [
-            name for name in ("num_layers", "rescale_with_baseline", "bert_baseline") if getattr(arguments, name)
-        ],
-        "bart_score": ["bart_weights"] if arguments.bart_weights else [],
+        name: [flag for flag in flags if getattr(arguments, flag)]
+        for name, flags in (
+            ("bert_score", ("bert_model", "num_layers", "rescale_with_baseline", "bert_baseline")),
+            ("bart_score", ("bart_model", "bart_weights", "bart_direction")),
+        )
     }
     for name, flags in given.items():
         if flags and name not in chosen:
             raise UserError(f"--{flags[0]} has no effect on --score_method {arguments.score_method}; leave it out")
-    if not {"bert_score", "bart_score"} & set(chosen):
-        return {}
     from imhi.devices import pick_device
 
-    shared: dict[str, object] = {
-        "device": pick_device(cuda=arguments.cuda, device=arguments.device),
-        "dtype": arguments.dtype,
-    }
+    device = pick_device(cuda=arguments.cuda, device=arguments.device)
+    shared: dict[str, object] = {"device": device, "dtype": arguments.dtype}
     if arguments.batch_size:
         shared["batch_size"] = arguments.batch_size
     return {
         "bert_score": {
             **shared,
-            "model": arguments.bert_model,
+            "model": arguments.bert_model or "embedded:minilm",
             "num_layers": arguments.num_layers,
             "rescale_with_baseline": arguments.rescale_with_baseline,
             "baseline": arguments.bert_baseline,
         },
         "bart_score": {
             **shared,
-            "model": arguments.bart_model,
+            "model": arguments.bart_model or "facebook/bart-large-cnn",
             "weights": arguments.bart_weights,
-            "direction": arguments.bart_direction,
+            "direction": arguments.bart_direction or "published",
         },
     }

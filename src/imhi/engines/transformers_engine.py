@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from imhi.batching import plan_batches, run_split
@@ -26,12 +26,21 @@ class TransformersEngine:
     generator : a loaded model (`imhi.checkpoints.load_generator`).
     decoding : limits and sampling.
     batch_size : rows a batch; a batch that runs out of memory is halved and the run goes on.
+    on_step : told (rows in the batch, new tokens so far) at every decoding step: a sign of life in long batches.
     """
 
     name = "transformers"
 
-    def __init__(self, generator: Generator, decoding: Decoding, *, batch_size: int):
+    def __init__(
+        self,
+        generator: Generator,
+        decoding: Decoding,
+        *,
+        batch_size: int,
+        on_step: Callable[[int, int], None] | None = None,
+    ):
         self.generator = generator
+        self.on_step = on_step
         self.decoding = decoding
         self.batch_size = batch_size
         self.memory_splits: list[int] = []
@@ -75,9 +84,7 @@ class TransformersEngine:
             self._no_room(prompts[at], len(encoded[at][0])) for at in impossible if prompts[at].id not in done
         ]:
             yield refused
-        possible = sorted(set(range(len(prompts))) - set(impossible))
-        for batch in plan_batches([len(encoded[at][0]) for at in possible], self.batch_size):
-            rows = [possible[at] for at in batch]
+        for rows in self._plan(encoded, set(impossible)):
             if all(prompts[at].id in done for at in rows):
                 continue
 
@@ -98,6 +105,22 @@ class TransformersEngine:
         if self._room(len(ids)) < 1:
             return self._no_room(prompt, len(ids))
         return self._generate([prompt], [(ids, truncated)], streamer=streamer)[0]
+
+    def _plan(self, encoded: Sequence[tuple[list[int], bool]], impossible: set[int]) -> list[list[int]]:
+        """Batches of rows, longest first.
+
+        With a table of positions, a row whose answer may reach its end is a batch of its own: beside rows with more
+        room it would be carried past the table.  (Elsewhere what goes past the limit is cut off afterwards.)
+        """
+        possible = [at for at in range(len(encoded)) if at not in impossible]
+        bounded = self.generator.kind == "causal" and self.generator.learned_positions
+        context = self.generator.context if bounded else None
+        unbounded = [
+            at for at in possible if context is None or len(encoded[at][0]) + self.decoding.max_new_tokens <= context
+        ]
+        alone = sorted(set(possible) - set(unbounded), key=lambda at: -len(encoded[at][0]))
+        batches = plan_batches([len(encoded[at][0]) for at in unbounded], self.batch_size)
+        return [[at] for at in alone] + [[unbounded[at] for at in batch] for batch in batches]
 
     def _fit(self, ids: list[int]) -> tuple[list[int], bool]:
         """An encoder-decoder's prompt cut to its positions, its closing token kept; (ids, whether cut)."""
@@ -124,11 +147,27 @@ class TransformersEngine:
         limits = {"max_length": self.decoding.max_length, "context": self.generator.context}
         stated = ", ".join(f"{name} {limit}" for name, limit in limits.items() if limit is not None)
         reason = f"the prompt's {prompt_tokens} tokens leave no room for an answer ({stated})"
-        return Completion(prompt.id, "", prompt_tokens, 0, "error", error=reason)
+        return Completion(prompt.id, "", prompt_tokens, 0, "no_room", error=reason)
 
     def _note_split(self, size: int) -> None:
         self.memory_splits.append(size)
         say(f"out of memory with {size} rows in a batch: halved, and the run goes on")
+
+    def _ticks(self, start: int) -> Any:
+        """A stopping criterion that stops nothing and reports every step; None without anybody to report to."""
+        if self.on_step is None:
+            return None
+        import torch
+        from transformers import StoppingCriteria, StoppingCriteriaList
+
+        report = self.on_step
+
+        class Tick(StoppingCriteria):
+            def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+                report(input_ids.shape[0], input_ids.shape[1] - start)
+                return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+        return StoppingCriteriaList([Tick()])
 
     def _generate(
         self,
@@ -164,6 +203,7 @@ class TransformersEngine:
                 attention_mask=mask.to(self.generator.device),
                 max_new_tokens=max(rooms),
                 streamer=streamer,
+                stopping_criteria=self._ticks(width if self.generator.kind == "causal" else 1),
                 **sampling,
             )
         start = width if self.generator.kind == "causal" else 1

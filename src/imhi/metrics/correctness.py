@@ -57,9 +57,9 @@ class Correctness:
 def correctness(gold: Sequence[str], predicted: Sequence[str | None]) -> Correctness:
     """Compare predictions with gold labels.
 
-    F1 averages run over the labels seen in `gold` or `predicted` (scikit-learn's default), "unparsed" not among
-    them; micro-F1 pools the counts of those labels, so that it equals accuracy where nothing is unparsed and
-    exceeds it otherwise (an unparsed row is one miss, a wrong label is a miss and a false alarm).
+    Weighted and macro F1 run over the labels seen in `gold` or `predicted` (scikit-learn's default), "unparsed" not
+    among them: an unparsed row is a miss of its gold label.  Micro-F1 pools all rows, "unparsed" as a label of its
+    own, so that it equals accuracy, as it does wherever every row has one label.
 
     Parameters
     ----------
@@ -82,10 +82,10 @@ def correctness(gold: Sequence[str], predicted: Sequence[str | None]) -> Correct
     number = {label: at for at, label in enumerate(labels)}
     truth = [number[label] for label in gold]
     guess = [len(labels) if label is None else number[label] for label in predicted]
-    weighted, micro, macro = (
-        float(f1_score(truth, guess, labels=range(len(labels)), average=average))
-        for average in ("weighted", "micro", "macro")
+    weighted, macro = (
+        float(f1_score(truth, guess, labels=range(len(labels)), average=average)) for average in ("weighted", "macro")
     )
+    micro = float(f1_score(truth, guess, average="micro"))
     confusion: dict[str, dict[str, int]] = {label: {} for label in sorted(set(gold))}
     for true, said in zip(gold, predicted, strict=True):
         cell = UNPARSED if said is None else said
