@@ -79,6 +79,49 @@ def test_the_pipeline_of_the_readme_runs(tmp_path, tiny_llama, monkeypatch):
     assert len(pd.read_csv(run / "scores" / "SAD.csv")) == len(labelled) == 10
 
 
+def readme_table() -> dict[str, list[str]]:
+    """The first command of each row of the README's table of models, as words."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+?) \| [^|`]*`([^`]+)`", text[text.index("| model | how |") :], flags=re.MULTILINE)
+    return {name: shlex.split(command) for name, command in rows[:5]}
+
+
+def test_every_kind_of_model_of_the_readme_runs(tmp_path, tiny_llama, tiny_bart, capsys):
+    """The table's flags, each on the script as a user starts it: another process, in `src/`."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    adapter = get_peft_model(
+        LlamaForCausalLM.from_pretrained(str(tiny_llama)),
+        LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False),
+    )
+    adapter.save_pretrained(str(tmp_path / "adapter"))
+    replaced = {
+        "FOLDER_OR_HUB_ID": [str(tiny_llama)],
+        "[--llama]": ["--llama"],
+        "lmsys/vicuna-33b-v1.3": [str(tiny_llama)],
+        "klyang/MentaLLaMA-33B-lora": [str(tmp_path / "adapter")],
+        "Tianlin668/MentalBART": [str(tiny_bart)],
+    }
+    table = readme_table()
+    assert [name.split(",")[0] for name in table] == ["LLaMA", "Vicuna + LoRA", "BART", "on a CPU", "one post"]
+    for number, (name, words) in enumerate(table.items()):
+        flags = [new for word in words for new in replaced.get(word, [word])]
+        if flags[0] == "imhi":
+            assert main([*flags[1:], "--model_path", str(tiny_llama), "--max_new_tokens", "4"]) == 0
+            assert "label by rule" in capsys.readouterr().err
+            continue
+        if "--model_path" not in flags:
+            flags += ["--model_path", str(tiny_llama)]
+        run = tmp_path / f"run{number}"
+        limits = ["--max_new_tokens", "4", "--limit", "1", "--model_output_path", f"{run}"]
+        done = subprocess.run(
+            [sys.executable, "IMHI.py", *flags, *limits], cwd=ROOT / "src", capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (name, done.stderr)
+        assert json.loads((run / "manifest.json").read_text())["ended"]
+
+
 def test_fetch_and_check_of_the_readme_run(tmp_path, real_data, monkeypatch, capsys):
     """The copy beside this repository lacks the large files: fetch brings the rest, names them, and exits with 1."""
     monkeypatch.chdir(tmp_path)
