@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def test_a_run_has_manifest_journal_and_csvs(uninterrupted, tiny_llama):
     manifest = json.loads((uninterrupted / "manifest.json").read_text())
     rows = journal(uninterrupted)
     assert len(rows) == 91 == sum(count["done"] for count in manifest["counts"].values())
+    assert all(row["id"] == f"{row['dataset']}/{row['row']}" for row in rows)
     assert set(rows[0]) == {
+        "dataset",
+        "row",
         "id",
         "text",
         "prompt_tokens",
@@ -85,10 +89,13 @@ def test_killed_at_random_points_the_same_command_ends_with_the_same_files(unint
     while kills < 20 or finished == 0:
         child = os.fork()
         if child == 0:
-            # Threads do not survive a fork; one torch thread needs none.
+            # Threads do not survive a fork; one torch thread needs none. tqdm's own lock is shared between processes:
+            # a child killed while it holds it would leave this process waiting for ever.
             import torch
+            from tqdm import tqdm
 
             torch.set_num_threads(1)
+            tqdm.set_lock(threading.RLock())
             signal.alarm(120)  # a child that hangs kills itself, and its status fails the test
             status = 1
             try:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +27,7 @@ __all__ = ["JOURNAL", "Run", "find_run", "open_run", "read_manifest", "run_folde
 
 MANIFEST = "manifest.json"
 JOURNAL = "responses.jsonl"
+COMPLETION_FIELDS = tuple(field.name for field in fields(Completion))
 
 
 def output_home() -> Path:
@@ -169,9 +170,7 @@ class Run:
         """Journal a group of responses durably."""
         if self._journal is None:
             self._journal = (self.folder / JOURNAL).open("a", encoding="utf-8", newline="")
-        self._journal.write(
-            "".join(json.dumps(asdict(completion), ensure_ascii=False) + "\n" for completion in completions)
-        )
+        self._journal.write("".join(_record(completion) + "\n" for completion in completions))
         self._journal.flush()
         os.fsync(self._journal.fileno())
         self.completions.update((completion.id, completion) for completion in completions)
@@ -240,8 +239,9 @@ class Run:
         completions: dict[str, Completion] = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                completion = Completion(**json.loads(line))
-            except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+                record = json.loads(line)
+                completion = Completion(**{name: record[name] for name in COMPLETION_FIELDS})
+            except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
                 raise UserError(
                     f"{path}, line {number}: not a response record ({error}); remove that line to have its row generated again"
                 ) from None
@@ -264,6 +264,12 @@ class Run:
         names += [f"scores/{name}.csv" for name in DATASETS]
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
+
+
+def _record(completion: Completion) -> str:
+    """A line of the journal: the completion, with its dataset and row spelled out for who reads it with pandas."""
+    dataset, _, row = completion.id.rpartition("/")
+    return json.dumps({"dataset": dataset, "row": int(row), **asdict(completion)}, ensure_ascii=False)
 
 
 def _strangers(folder: Path) -> list[str]:
