@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -261,7 +261,7 @@ def _folder_offers(folder: Path, wanted: dict[str, PublishedFile]) -> Iterator[O
     for path in wanted:
         file = roots[0] / path
         if file.is_file():
-            yield path, file.stat().st_size, lambda file=file: file.open("rb")  # type: ignore[misc]
+            yield path, file.stat().st_size, partial(file.open, "rb")
 
 
 def _has_layout(folder: Path) -> bool:
@@ -289,10 +289,11 @@ def _tar_offers(archive: Path, wanted: dict[str, PublishedFile]) -> Iterator[Off
         for member in tar:
             path = _manifest_path(member.name, wanted)
             if path is not None and member.isreg():
-                yield path, member.size, lambda member=member: _opened(tar.extractfile(member))  # type: ignore[misc]
+                yield path, member.size, partial(_opened, tar, member)
 
 
-def _opened(stream: IO[bytes] | None) -> IO[bytes]:
+def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    stream = tar.extractfile(member)
     assert stream is not None  # extractfile gives None only for members that are not regular files
     return stream
 
@@ -305,7 +306,7 @@ def _zip_offers(archive: Path, wanted: dict[str, PublishedFile]) -> Iterator[Off
                 continue
             if member.flag_bits & 0x1:
                 raise UserError(f"{archive}: its members are encrypted; unpack it and give the folder")
-            yield path, member.file_size, lambda member=member: members.open(member)  # type: ignore[misc]
+            yield path, member.file_size, partial(members.open, member)
 
 
 def _manifest_path(name: str, wanted: dict[str, PublishedFile]) -> str | None:
