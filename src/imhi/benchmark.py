@@ -126,6 +126,7 @@ def _yes_no(yes: str, no: str) -> tuple[Label, ...]:
     return (Label("no", "no", no, "no.", (r"no",)), Label("yes", "yes", yes, "yes.", (r"yes",)))
 
 
+_DEGREE = r"(?:(?:severely|severe|very|deeply|clearly|extremely|major|mild|clinical|clinically|chronic) )*"
 _YES_NO_RULE = (("yes", "yes"), ("no", "no"))
 
 
@@ -141,11 +142,11 @@ def _condition(name: str, condition: str, adjective: str, task: str, published: 
             f"No, the poster does not suffer from {condition}.",
         ),
         claims=(
-            (rf"suffers? from {condition}", rf"suffer from {condition}"),
-            (rf"is suffering from {condition}", rf"suffering from {condition}"),
+            (rf"(?:does )?suffers? from {_DEGREE}{condition}", rf"suffer from {_DEGREE}{condition}"),
+            (rf"is suffering from {_DEGREE}{condition}", rf"suffering from {_DEGREE}{condition}"),
             (rf"experiences {condition}", rf"experience {condition}"),
             (rf"is experiencing {condition}", rf"experiencing {condition}"),
-            (rf"(?:is|feels) {adjective}", rf"(?:feel )?{adjective}"),
+            (rf"(?:is|feels) {_DEGREE}{adjective}", rf"(?:feel )?{_DEGREE}{adjective}"),
             (
                 rf"(?:seems|appears) to (?:suffer from|be suffering from|experience|be experiencing) {condition}",
                 rf"(?:be suffering from|be experiencing) {condition}",
@@ -164,8 +165,11 @@ def _condition(name: str, condition: str, adjective: str, task: str, published: 
 
 
 # "No cause other than alienation" and "no causes related to work" are not "no cause".
-_NOTHING_MORE = r"(?! (?:of|for|other|but|except|besides|related|relating))"
-_DISORDER = r"(?:any )?mental (?:health )?(?:disorders?|illness(?:es)?|conditions?|issues?|problems?)(?: symptoms?)?"
+_NOTHING_MORE = r"(?! (?:symptoms? )?(?:of|for|other|but|except|besides|related|relating))"
+_DISORDER = (
+    r"(?:any )?(?:specific )?mental (?:health )?"
+    r"(?:disorders?|illness(?:es)?|conditions?|issues?|problems?)(?: symptoms?)?"
+)
 _NO_DISORDER = (
     rf"not (?:show|indicate|suggest|have) (?:any )?(?:(?:signs?|symptoms?|evidence) of )?{_DISORDER}{_NOTHING_MORE}",
     rf"no (?:(?:signs?|symptoms?|evidence) of )?{_DISORDER}{_NOTHING_MORE}",
@@ -187,7 +191,7 @@ _TABLE = (
                 "depression",
                 "This post shows mental disorder symptoms related to depression.",
                 "depression.",
-                (r"depression", r"depressive (?:disorder|symptoms?)"),
+                (r"depression", r"(?:major )?depressive (?:disorder|symptoms?)"),
             ),
             Label(
                 "suicide",
@@ -204,14 +208,14 @@ _TABLE = (
                 "anxiety",
                 "This post shows mental disorder symptoms related to anxiety.",
                 "anxiety.",
-                (r"anxiety(?: disorder)?",),
+                (r"(?:generali[sz]ed )?anxiety(?: disorder)?",),
             ),
             Label(
                 "bipolar disorder",
                 "bipolar",
                 "This post shows mental disorder symptoms related to bipolar disorder.",
                 "bipolar disorder.",
-                (r"bipolar(?: disorder)?",),
+                (r"bipolar(?: i| ii)?(?: disorder)?",),
             ),
             Label(
                 "no mental disorders",
@@ -243,7 +247,7 @@ _TABLE = (
                 "depression",
                 "This post shows depression.",
                 "depression.",
-                (r"depression", r"depressive (?:disorder|symptoms?)"),
+                (r"depression", r"(?:major )?depressive (?:disorder|symptoms?)"),
             ),
             Label(
                 "suicide or self-harm tendency",
@@ -261,7 +265,7 @@ _TABLE = (
                 "ptsd",
                 "This post shows PTSD.",
                 "ptsd.",
-                (r"ptsd", r"post-?traumatic stress disorder"),
+                (r"ptsd", r"post[- ]?traumatic stress disorder"),
             ),
             Label(
                 "no mental disorders",
@@ -292,7 +296,7 @@ _TABLE = (
                 "school",
                 "This post shows the stress cause related to school.",
                 "school.",
-                (r"school(?:-related stress)?",),
+                (r"school(?:-related(?: stress)?)?",),
             ),
             Label(
                 "financial problem",
@@ -320,7 +324,7 @@ _TABLE = (
                 "work",
                 "This post shows the stress cause related to work.",
                 "work.",
-                (r"work(?:-related stress)?",),
+                (r"work(?:-related(?: stress)?)?",),
             ),
             Label(
                 "health issues",

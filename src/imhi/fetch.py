@@ -261,7 +261,11 @@ def _folder_offers(folder: Path, wanted: dict[str, PublishedFile]) -> Iterator[O
     for path in wanted:
         file = roots[0] / path
         if file.is_file():
-            yield path, file.stat().st_size, partial(file.open, "rb")
+            yield path, file.stat().st_size, partial(_open, file)
+
+
+def _open(file: Path) -> IO[bytes]:
+    return file.open("rb")
 
 
 def _has_layout(folder: Path) -> bool:

@@ -37,13 +37,20 @@ _SUBJECT = r"(?:the |this )?(?:poster|author|user|writer|person|individual|speak
 _SURELY = r"(?:(?:likely|most likely|clearly|probably|indeed|definitely|certainly|also) )*"
 _NOT = r"(?:does not|doesn['’]t|do not|don['’]t|did not|didn['’]t|is not|isn['’]t)"
 
+_BEFORE_CLAIM = re.compile(rf"^\W*(?:(?:because|since|however)\b\W*|{_LEAD_IN})(?:there is no doubt that )?")
+# What may follow a claim: "suffers from depression alone", "... only if", "exists in neither" are other claims.
+_CLAIM_END = (
+    r"(?=\s*(?:$|[.,;:!)\"”’]|(?:in|by)\b(?! (?:no|neither))"
+    r"|(?:of|because|as|due|and|based|since|according|at|with|from|that|which|but)\b))"
+)
+
 _NEGATION = re.compile(
     r"\b(?:not(?! only)|no(?! doubt| question| wonder)|never|without|neither|nor|none|nothing|rather than|instead of"
     r"|except|excluding|other than|unlikely|hardly|barely|little|few|lacks?|lacking|absence|fails? to|den(?:y|ies)"
-    r"|rules? out)\b|n['’]t\b"
+    r"|rules? out|anything but)\b|n['’]t\b"
 )
-_CLAUSE_END = re.compile(r"[,;:()]|\bbut\b|\bhowever\b|\byet\b|\band\b(?! not)")
-_NEGATED_BEHIND = re.compile(r"^\W*(?:is|are|was|were|does|do)(?: not|n['’]t)\b")
+_CLAUSE_END = re.compile(r"[,;:()]|(?<!anything )\bbut\b|\bhowever\b|\byet\b|\band\b(?! not)")
+_NEGATED_BEHIND = re.compile(r"^\W*(?:is|are|was|were|does|do)(?: not|n['’]t)\b|^\s*:\s*(?:no|not|absent|false)\b")
 # A sentence that leaves the matter open states no label.
 _OPEN = re.compile(
     r"\b(?:whether|if|unless|unclear|uncertain|unsure|not (?:clear|sure|certain|possible|enough|uncommon)|cannot|unable"
@@ -51,17 +58,26 @@ _OPEN = re.compile(
     r"|not necessarily)\b|\bcan['’]t\b"
 )
 
-# A label counts where it is given as the label: behind "related to", "is", "shows" and the like, or alone.
+# A label counts where it is given as the label: at the start of a sentence or behind "answer:"; behind "related to"; as
+# what the post or poster shows, is or has; or as what the cause, label or disorder is. All else may be told of anybody.
 _FILLER = (
-    r"(?:(?:the|an?|any|mainly|mostly|primarily|most|likely|probably|clearly|possibly|also|only|both|either|label|option"
-    r"|category|class|stress cause|cause|disorder|signs? of|symptoms? of)\s+)*"
+    r"(?:(?:the|an?|any|mainly|mostly|primarily|most|likely|probably|clearly|also|only|both|either|severe|mild|major"
+    r"|label|option|category|class|(?:mental )?disorders?(?: symptoms?)?(?: of| related to)?|stress cause|(?:stress )?causes? of"
+    r"|signs? of|symptoms? of|related to|tendency of)\s+)*"
 )
+_ADVERB = r"(?:(?:does|do|is|clearly|likely|also|most|probably|indeed|explicitly|not|only|mainly)\s+)*"
+_NOUN = r"(?:causes?|stressor|labels?|answer|category|class|option|disorder|symptoms?|reason|factor|prediction|output|response)"
 _GIVEN = re.compile(
-    r"(?:^\W*|[:–—]\s*|\b(?:related to|relates to|relate to|due to|caused by|because of|stress(?:ed)? from|suffers? from"
-    r"|suffering from|(?:symptoms?|signs?|evidence|causes?|category|label|tendency) of|is|are|be|as|under|shows?|showing"
-    r"|indicates?|suggests?|exhibits?|does|do|not|rather than|instead of|other than|but|anything)\s+)"
-    + _FILLER
-    + r"[\"“‘'(*]*$"
+    r"(?:^\W*(?:not\s+)?"
+    rf"|\b{_NOUN}\b[^:,;]*:\s*"
+    r"|\b(?:related|relates?) to\s+"
+    rf"|(?:^|[;,]|\b(?:and|but)\b)\W*(?:the |this )?(?:post|poster|author|user|writer|text|message|it|this|that)\s+{_ADVERB}"
+    r"(?:is|shows?|indicates?|suggests?|exhibits?|displays?|has|have|falls? under|suffers? from|points? to|expresses)\s+"
+    rf"|\b{_NOUN}\b(?![’'])[^:,;]*?\b(?:is|are|be|of)\s+(?:not\s+)?"
+    r"|\b(?:stress|depression|distress)\b[^:,;]*?\b(?:caused by|due to|because of|stems? from|from)\s+"
+    r"|^\W*(?:the |this )?(?:post|poster|author|user|writer|text|message|it|this|that)\s+(?:does|do)\s+"
+    r"|\b(?:categori[sz]ed|classified|label+ed) as\s+"
+    r"|\b(?:rather than|instead of|other than|anything but)\s+)" + _FILLER + r"[\"“‘'(*]*$"
 )
 _JOINED = re.compile(
     r"^[\"”’')*]*\s*(?:,|/|;|and|or|nor|but|&|\+|as well as|not|rather than|also|instead of|\s)*\s*"
@@ -69,7 +85,7 @@ _JOINED = re.compile(
     + r"[\"“‘'(*]*$"
 )
 _CLOSED = re.compile(
-    r"^[\"”’')*]*\s*(?:$|[.,;:!?()/–—-]|(?:and|or|but|nor|rather|instead|because|since|as|due|in|for|with|according|based"
+    r"^[\"”’')*]*\s*(?:$|[.,;:!?()/–—]|-(?!\w)|(?:and|or|but|nor|rather|instead|because|since|as|due|in|for|with|according|based"
     r"|stress|issues?|causes?|symptoms?|symptom|disorders?|reasoning|which|category|label)\b"
     r"|(?:is|are|was|were)(?: not|n['’]t)? (?:the|a|an)\b)"
 )
@@ -86,20 +102,20 @@ def label_by_rule(dataset: Dataset, text: str) -> str | None:
       that, a sentence that opens with the poster (or post) and states or denies the condition in the words of the
       table's ``claims``.  ``Yes, the poster does not suffer ...`` contradicts itself.
     - other sets: the one label that is given as one (alone, behind "related to", "is", "shows" ...) and not negated:
-      ``not work but health issues`` is health issues, ``make their relationship work`` is nothing.  In a head several
-      labels are none; without the marker the first sentence that gives a label decides, unless options are listed.
+      ``not work but health issues`` is health issues, ``make their relationship work`` is nothing.
+
+    Several labels, also of different sentences, are none.
     """
     head, _, marked = split_reasoning(text)
     sentences = _sentences(head)
     if dataset.is_yes_no:
-        return _only([_explicit_answer(dataset, s) for s in sentences]) or _only(
-            [_claim(dataset, s) for s in sentences]
-        )
-    if not marked and len(_OPTION.findall(head)) > 1:
+        stated = [_explicit_answer(dataset, sentence) | _claim(dataset, sentence) for sentence in sentences]
+    elif not marked and len(_OPTION.findall(head)) > 1:
         return None
-    given = [labels for labels in (_given_labels(dataset, sentence) for sentence in sentences) if labels]
-    named = set().union(*given) if marked else given[0] if given else set()
-    return named.pop() if len(named) == 1 else None
+    else:
+        stated = [_given_labels(dataset, sentence) for sentence in sentences]
+    labels = set().union(*stated)
+    return labels.pop() if len(labels) == 1 else None
 
 
 def published_rule(dataset: Dataset, text: str) -> tuple[str, bool]:
@@ -124,42 +140,45 @@ def _sentences(head: str) -> list[str]:
     ]
 
 
-def _only(answers: list[set[str]]) -> str | None:
-    found = set().union(*answers) if answers else set()
-    return found.pop() if len(found) == 1 else None
-
-
 def _explicit_answer(dataset: Dataset, sentence: str) -> set[str]:
-    """{"yes"} or {"no"} where the sentence gives that as the answer; both where it takes it back at once."""
+    """{"yes"} or {"no"} where the sentence gives that as the answer; both where it takes it back."""
     match = _EXPLICIT.match(sentence)
     if match is None:
         return set()
     answer = match.group(1)
     rest = sentence[match.end() :]
     taken_back = _TAKEN_BACK[answer].search(rest)
-    claimed = _claim(dataset, rest.lstrip(" ,.;:!-–—"))
+    claimed = _claim(
+        dataset, re.sub(r"^\W*(?:(?:because|since|as|however)\b\W*)?(?:i|he|she|they)\b", "the poster", rest)
+    )
     return {"yes", "no"} if taken_back or claimed - {answer} else {answer}
 
 
 def _claim(dataset: Dataset, sentence: str) -> set[str]:
+    opened = _BEFORE_CLAIM.sub("", sentence)
     affirmed, denied = _claims(dataset.name)
-    if denied.match(sentence):
+    if denied.match(opened):
         return {"no"}
-    return {"yes"} if affirmed.match(sentence) else set()
+    return {"yes"} if affirmed.match(opened) else set()
 
 
 @cache
 def _claims(name: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """(stated, denied): a sentence that opens with its subject and one of the table's claims."""
+    """(stated, denied): a sentence that opens with its subject and one of the table's claims, and goes no further."""
     stated = "|".join(claim for claim, _ in DATASETS[name].claims)
     base = "|".join(base for _, base in DATASETS[name].claims)
     subjects = "|".join(DATASETS[name].subjects) or _SUBJECT
-    denied = (
-        rf"^(?:{subjects}) {_SURELY}(?:{_NOT} {_SURELY}(?:(?:seem|appear) to )?(?:{base})|shows? no (?:{base})|has no (?:{base}))"
-        rf"|^(?:there (?:is|are) )?no (?:(?:clear|explicit|specific|direct|obvious|strong) )*(?:{base})"
-        rf"|^there (?:is|are) no (?:evidence|indications?|signs?) that (?:{subjects}) {_SURELY}(?:{stated})"
+    clear = r"(?:(?:clear|explicit|specific|direct|obvious|strong) )*"
+    affirmed = (
+        rf"(?:{subjects}) {_SURELY}(?:{stated})|there (?:is|are) {clear}(?:evidence|indications?|signs?) that "
+        rf"(?:{subjects}) {_SURELY}(?:{stated})|there (?:is|are) {clear}(?:{base})"
     )
-    return re.compile(rf"^(?:{subjects}) {_SURELY}(?:{stated})\b"), re.compile(rf"(?:{denied})\b")
+    denied = (
+        rf"(?:{subjects}) {_SURELY}(?:{_NOT} {_SURELY}(?:(?:seem|appear) to )?(?:{base})|shows? no (?:{base})|has no (?:{base}))"
+        rf"|(?:there (?:is|are) )?no {clear}(?:{base})"
+        rf"|there (?:is|are) no {clear}(?:evidence|indications?|signs?) that (?:{subjects}) {_SURELY}(?:{stated})"
+    )
+    return re.compile(rf"(?:{affirmed}){_CLAIM_END}"), re.compile(rf"(?:{denied}){_CLAIM_END}")
 
 
 def _given_labels(dataset: Dataset, sentence: str) -> set[str]:
