@@ -248,7 +248,8 @@ def test_results_on_stdout_and_talk_on_stderr(
     assert headers.split()[:3] == ["dataset", "rows", "unparsed"]
     assert set(rule) == {"-", " "}
     assert [row.split()[:2] for row in rows[:2]] == [["DR", "2"], ["SAD", "2"]]
-    assert rows[2].startswith("unparsed answers count as wrong") and len(rows) == 3
+    assert rows[2].startswith("unparsed answers count as wrong")
+    assert rows[3] == "4 answers ended by the length limit (DR 2, SAD 2)" and len(rows) == 4
     for talk in ("data root: ", "made-up sample rows", "IMHI: 4 rows", "generating", "4 answers in ", "figures in "):
         assert talk in told.err and talk not in told.out
     # Without a table to print there is nothing on stdout at all.

@@ -301,3 +301,8 @@ def test_a_failed_row_does_not_hide_the_figures(tiny_llama, tmp_path, capsys):
     assert "DR" in told.out and "acc" in told.out
     figures = json.loads((tmp_path / "run" / "correctness.json").read_text())["datasets"]["DR"]
     assert (figures["rows"], figures["failed"], figures["empty"]) == (2, 1, 1)
+    assert "1 rows failed" in told.out
+    lines = (tmp_path / "run" / "responses.jsonl").read_bytes()
+    assert run_script("generate", arguments + more) == 1
+    assert "a longer --max_length or another model has room" in capsys.readouterr().err
+    assert (tmp_path / "run" / "responses.jsonl").read_bytes() == lines, "refused again, journalled once"

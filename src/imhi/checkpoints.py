@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -148,10 +149,13 @@ def _locate_on_hub(name: str, flag: str) -> Path:
 
 
 def _has_all_weights(folder: Path) -> bool:
-    """Whether a folder has a whole set of weight files: every shard of some index, or weights without an index."""
-    indices = list(folder.glob("*.index.json"))
-    if not indices:
-        return bool(weight_files(folder))
+    """Whether a snapshot has a tokenizer or an adapter, and a whole set of weights: unsharded, or every shard."""
+    usable = any((folder / name).exists() for name in (*TOKENIZER_FILES, "adapter_config.json"))
+    if not usable and not list(folder.glob("*.gguf")):
+        return False
+    if any(not re.search(r"-\d+-of-\d+\.", path.name) for path in weight_files(folder)):
+        return True
+    indices = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
     shards = [set(_read_json(index, "hub")["weight_map"].values()) for index in indices]
     return any(all((folder / shard).exists() for shard in named) for named in shards)
 

@@ -63,9 +63,11 @@ class GenerationOutcome:
     def complaint(self) -> str:
         """One line about the failed rows."""
         first = self.failed[0]
+        lasting = all(completion.finish_reason == "no_room" for completion in self.failed)
+        remedy = "a longer --max_length or another model has room" if lasting else "the same command tries them again"
         return (
             f"{len(self.failed)} of {self.rows} rows failed and have an empty answer in {self.folder}, "
-            f"the first {first.id}: {first.error}; the same command tries them again"
+            f"the first {first.id}: {first.error}; {remedy}"
         )
 
 
@@ -118,13 +120,22 @@ def _generate_into(
     run.write_manifest()
     started, new_tokens, failures = time.monotonic(), 0, 0
     with progress_bar(len(prompts), "generating", initial=len(run.done)) as bar:
+        shown = started
 
         def step(rows: int, tokens: int) -> None:
-            bar.set_postfix_str(f"{_rate(new_tokens, started)}, batch of {rows} at token {tokens}", refresh=False)
-            bar.update(0)
+            # By the clock: tqdm itself draws only where the count of rows moves.
+            nonlocal shown
+            if time.monotonic() - shown > 0.5:
+                shown = time.monotonic()
+                bar.set_postfix_str(f"{_rate(new_tokens + rows * tokens, started)}, batch of {rows} at token {tokens}")
 
         engine.on_step = step
-        for group in engine.complete(prompts, done=run.done):
+        refused = {completion.id: completion for completion in run.failed if completion.finish_reason == "no_room"}
+        for answered in engine.complete(prompts, done=run.done):
+            # A prompt without room is refused again in every session; once is enough in the journal.
+            group = [completion for completion in answered if refused.get(completion.id) != completion]
+            if not group:
+                continue
             run.append(group)
             failures += sum(completion.finish_reason == "error" for completion in group)
             new_tokens += sum(completion.new_tokens for completion in group)

@@ -56,7 +56,9 @@ def read_folder(folder: Path, datasets: Sequence[str] = ()) -> dict[str, Respons
     ignored = [name for name in stray if name.lower().endswith(".csv")]
     if ignored:
         say(f"{folder}: not named after a dataset, ignored: {', '.join(ignored)}")
-    nested = [name for name in stray if (folder / name).is_dir() and dataset_files(folder / name)[0]]
+    nested = [
+        name for name in stray if name != "scores" and (folder / name).is_dir() and dataset_files(folder / name)[0]
+    ]
     if nested:
         say(f"{folder}: folders inside it are not read: {', '.join(nested)}")
     return {name: read_responses(DATASETS[name], path) for name, path in files.items()}

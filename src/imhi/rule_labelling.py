@@ -16,7 +16,7 @@ from imhi.talk import table
 
 SOURCE = "rules"
 
-__all__ = ["RuleFigures", "label_folder_by_rules", "rule_table"]
+__all__ = ["SOURCE", "RuleFigures", "label_folder_by_rules", "rule_table"]
 
 
 @dataclass(frozen=True)
@@ -123,4 +123,13 @@ def rule_table(figures: Sequence[RuleFigures]) -> str:
         "unparsed answers count as wrong; right of 'published' is the published rule, "
         "which gives them a default class with credit"
     )
+    for name, what in (
+        ("failed", "rows failed and count as unparsed"),
+        ("length_limited", "answers ended by the length limit"),
+        ("empty", "empty answers"),
+    ):
+        counts = {figure.dataset: getattr(figure, name) for figure in figures if getattr(figure, name)}
+        if counts:
+            listed = ", ".join(f"{dataset} {count}" for dataset, count in counts.items())
+            note += f"\n{sum(counts.values())} {what} ({listed})"
     return f"{table(headers, rows)}\n{note}"

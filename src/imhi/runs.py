@@ -57,15 +57,16 @@ def find_run(name: str, *, flag: str) -> Path:
     UserError, with what there is, where none exists.
     """
     folder = run_folder(name, flag=flag)
-    elsewhere = [Path("model_output", name), Path("..", "model_output", name), Path(name)]
-    for candidate in [folder, *elsewhere]:
+    candidates = [folder]
+    if folder != Path(name).expanduser():
+        candidates += [Path("model_output", name), Path("..", "model_output", name), Path(name)]
+    for candidate in candidates:
         if candidate.is_dir():
             return candidate
-    if folder.exists() or Path(name).exists():
+    if any(candidate.exists() for candidate in candidates):
         raise UserError(f"{flag}: {name} is a file; expected a folder of DATASET.csv files")
-    siblings = (
-        sorted(child.name for child in folder.parent.iterdir() if child.is_dir()) if folder.parent.is_dir() else []
-    )
+    homes = [candidate.parent for candidate in candidates[:3] if candidate.parent.is_dir()]
+    siblings = sorted({child.name for home in homes for child in home.iterdir() if child.is_dir()})
     close = get_close_matches(folder.name, siblings, n=1)
     hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(siblings[:8]) or 'none'}"
     raise UserError(f"{flag}: no such folder {folder}{hint}")
@@ -173,7 +174,10 @@ class Run:
         self._journal.write("".join(_record(completion) + "\n" for completion in completions))
         self._journal.flush()
         os.fsync(self._journal.fileno())
-        self.completions.update((completion.id, completion) for completion in completions)
+        for completion in completions:
+            # A row tried again moves to the end: `failed` lists failures in the order in which they happened.
+            self.completions.pop(completion.id, None)
+            self.completions[completion.id] = completion
 
     def finish(self, rows: Sequence[Row], facts: dict[str, Any]) -> list[Path]:
         """Write ``DATASET.csv`` for every dataset and close the session in the manifest; returns the CSV paths."""

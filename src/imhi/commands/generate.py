@@ -51,10 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--max_errors must be 0 (stop at the first failed row) or more")
     from imhi.data import parse_dataset_names
     from imhi.generation import GenerationRequest, generate_responses
-    from imhi.rule_labelling import label_folder_by_rules, rule_table
+    from imhi.labelling import earlier_figures
+    from imhi.rule_labelling import SOURCE, label_folder_by_rules, rule_table
     from imhi.runs import run_folder
     from imhi.talk import say, show
 
+    if arguments.rule_calculate and not arguments.overwrite:
+        # Before the long work: what would stop the comparison behind it.
+        earlier_figures(run_folder(arguments.model_output_path), source=SOURCE)
     outcome = generate_responses(
         GenerationRequest(
             output=run_folder(arguments.model_output_path),

@@ -115,9 +115,9 @@ class TransformersEngine:
         possible = [at for at in range(len(encoded)) if at not in impossible]
         bounded = self.generator.kind == "causal" and self.generator.learned_positions
         context = self.generator.context if bounded else None
-        unbounded = [
-            at for at in possible if context is None or len(encoded[at][0]) + self.decoding.max_new_tokens <= context
-        ]
+        # What any row of a batch may be given: the shortest prompt has the most room.
+        most = max((self._room(len(encoded[at][0])) for at in possible), default=0)
+        unbounded = [at for at in possible if context is None or len(encoded[at][0]) + most <= context]
         alone = sorted(set(possible) - set(unbounded), key=lambda at: -len(encoded[at][0]))
         batches = plan_batches([len(encoded[at][0]) for at in unbounded], self.batch_size)
         return [[at] for at in alone] + [[unbounded[at] for at in batch] for batch in batches]
