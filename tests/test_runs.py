@@ -241,6 +241,9 @@ def test_a_name_means_the_same_run_to_whoever_writes_and_reads_it(tmp_path, monk
     assert find_run("./mentallama", flag="--x").resolve() == work / "mentallama"
     assert find_run(str(work), flag="--x") == work
     assert find_run("mine", flag="--x").resolve() == work / "mine", "a folder here, where no run has that name"
+    (home / "elsewhere").mkdir()
+    with pytest.raises(UserError, match="no such folder"):
+        find_run("./elsewhere", flag="--x")
     with pytest.raises(UserError, match="did you mean mentallama"):
         find_run("mentalama", flag="--x")
     with pytest.raises(UserError, match="--x is empty"):
