@@ -12,7 +12,7 @@ from typing import Any
 from imhi.checkpoints import GeneratorSpec, load_generator, locate_generator
 from imhi.data import LoadedSuite, load_suite, resolve_data_root, sha256_of
 from imhi.devices import pick_device, pick_dtype
-from imhi.engines import Completion, Decoding, Prompt
+from imhi.engines import Completion, Decoding, Engine, Prompt
 from imhi.engines.transformers_engine import TransformersEngine
 from imhi.errors import UserError
 from imhi.provenance import library_versions
@@ -106,7 +106,7 @@ def generate_responses(request: GenerationRequest) -> GenerationOutcome:
 
 
 def _generate_into(
-    run: Run, engine: TransformersEngine, suite: LoadedSuite, request: GenerationRequest, session: dict[str, Any]
+    run: Run, engine: Engine, suite: LoadedSuite, request: GenerationRequest, session: dict[str, Any]
 ) -> None:
     prompts = [Prompt(row.id, row.query) for row in suite.rows]
     first = engine.prompt_token_ids(prompts[0])
@@ -125,13 +125,12 @@ def _generate_into(
         def step(rows: int, tokens: int) -> None:
             # By the clock: tqdm itself draws only where the count of rows moves.
             nonlocal shown
-            if time.monotonic() - shown > 0.5:
+            if time.monotonic() - shown > 2:
                 shown = time.monotonic()
                 bar.set_postfix_str(f"{_rate(new_tokens + rows * tokens, started)}, batch of {rows} at token {tokens}")
 
-        engine.on_step = step
         refused = {completion.id: completion for completion in run.failed if completion.finish_reason == "no_room"}
-        for answered in engine.complete(prompts, done=run.done):
+        for answered in engine.complete(prompts, done=run.done, on_step=step):
             # A prompt without room is refused again in every session; once is enough in the journal.
             group = [completion for completion in answered if refused.get(completion.id) != completion]
             if not group:

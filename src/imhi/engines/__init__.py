@@ -7,11 +7,14 @@ what is left in the batches of an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Completion", "Decoding", "Engine", "Prompt"]
+__all__ = ["Completion", "Decoding", "Engine", "OnStep", "Prompt"]
+
+# (rows in the batch, new tokens so far)
+OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -70,5 +73,10 @@ class Engine(Protocol):
     def prompt_token_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that the model is given for a prompt."""
 
-    def complete(self, prompts: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Completion]]:
-        """Completions of the prompts whose id is not in `done`, in groups, in any order."""
+    def complete(
+        self, prompts: Sequence[Prompt], *, done: Collection[str] = (), on_step: OnStep | None = None
+    ) -> Iterator[list[Completion]]:
+        """Completions of the prompts whose id is not in `done`, in groups, in any order.
+
+        `on_step` may be told, between groups, how many rows are at work and at which new token: a sign of life.
+        """

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from imhi.batching import plan_batches, run_split
 from imhi.checkpoints import Generator
-from imhi.engines import Completion, Decoding, Prompt
+from imhi.engines import Completion, Decoding, OnStep, Prompt
 from imhi.errors import UserError
 from imhi.talk import say
 
@@ -26,21 +26,13 @@ class TransformersEngine:
     generator : a loaded model (`imhi.checkpoints.load_generator`).
     decoding : limits and sampling.
     batch_size : rows a batch; a batch that runs out of memory is halved and the run goes on.
-    on_step : told (rows in the batch, new tokens so far) at every decoding step: a sign of life in long batches.
     """
 
     name = "transformers"
 
-    def __init__(
-        self,
-        generator: Generator,
-        decoding: Decoding,
-        *,
-        batch_size: int,
-        on_step: Callable[[int, int], None] | None = None,
-    ):
+    def __init__(self, generator: Generator, decoding: Decoding, *, batch_size: int):
         self.generator = generator
-        self.on_step = on_step
+        self._on_step: OnStep | None = None
         self.decoding = decoding
         self.batch_size = batch_size
         self.memory_splits: list[int] = []
@@ -77,7 +69,10 @@ class TransformersEngine:
             ids = ids[:-1]
         return ids
 
-    def complete(self, prompts: Sequence[Prompt], *, done: Collection[str] = ()) -> Iterator[list[Completion]]:
+    def complete(
+        self, prompts: Sequence[Prompt], *, done: Collection[str] = (), on_step: OnStep | None = None
+    ) -> Iterator[list[Completion]]:
+        self._on_step = on_step
         encoded = [self._fit(self.prompt_token_ids(prompt)) for prompt in prompts]
         impossible = [at for at, (ids, _) in enumerate(encoded) if self._room(len(ids)) < 1]
         if refused := [
@@ -155,12 +150,12 @@ class TransformersEngine:
 
     def _ticks(self, start: int) -> Any:
         """A stopping criterion that stops nothing and reports every step; None without anybody to report to."""
-        if self.on_step is None:
+        if self._on_step is None:
             return None
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList
 
-        report = self.on_step
+        report = self._on_step
 
         class Tick(StoppingCriteria):
             def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:

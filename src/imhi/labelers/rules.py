@@ -98,9 +98,9 @@ def label_by_rule(dataset: Dataset, text: str) -> str | None:
     it has an empty head and no label.  Without the marker the whole text is read, sentence by sentence.  Questions,
     also quoted ones, and sentences that leave the matter open (``unclear whether``, ``may``) state nothing.
 
-    - yes/no sets: "yes" or "no" as the answer, that is at the start of a sentence or behind "the answer is"; failing
-      that, a sentence that opens with the poster (or post) and states or denies the condition in the words of the
-      table's ``claims``.  ``Yes, the poster does not suffer ...`` contradicts itself.
+    - yes/no sets: "yes" or "no" as the answer, that is at the start of a sentence or behind "the answer is", and
+      sentences that open with the poster (or post) and state or deny the condition in the words of the table's
+      ``claims``.  ``Yes, the poster does not suffer ...`` contradicts itself.
     - other sets: the one label that is given as one (alone, behind "related to", "is", "shows" ...) and not negated:
       ``not work but health issues`` is health issues, ``make their relationship work`` is nothing.
 
