@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from tiny_classifiers import save_bert_classifier
+from tiny_classifiers import save_adapter, save_bert_base, save_bert_classifier
 
 from imhi.benchmark import DATASETS, gold_answer
 from imhi.cli import main
@@ -114,6 +114,11 @@ RUNS: Damages = {
     "no-manifest": lambda folder: (folder / "manifest.json").unlink(),
 }
 
+
+def adapter(folder: Path, dataset: str) -> Path:
+    return save_adapter(folder / "SAD", dataset, save_bert_base(folder / "base"))
+
+
 # What a folder of classifiers holds.
 CLASSIFIERS: Damages = {
     "whole": lambda folder: save_bert_classifier(folder / "SAD", "SAD"),
@@ -122,6 +127,9 @@ CLASSIFIERS: Damages = {
     "generator": lambda folder: tiny.save_llama(folder / "SAD"),
     "no-weights": lambda folder: (save_bert_classifier(folder / "SAD", "SAD") / "model.safetensors").unlink(),
     "damaged": lambda folder: shortened("model.safetensors")(save_bert_classifier(folder / "SAD", "SAD")),
+    "damaged-adapter": lambda folder: shortened("adapter_model.safetensors")(adapter(folder, "SAD")),
+    "other-base": lambda folder: changed_json("labeler.json", base_files={"config.json": "x"})(adapter(folder, "SAD")),
+    "adapter-of-DR": lambda folder: adapter(folder, "DR"),
 }
 
 # Folders of responses: file → content.
@@ -367,7 +375,7 @@ MISTAKES = {
         "imhi ask post --dataset DR --model_path {llama} --max_length 4", "no answer: ", "leave no room", status=1
     ),
     # --- label_inference
-    "nothing to label": mistake("imhi label", "--model_path is missing; needed are --model_path, --data_path and"),
+    "nothing to label": mistake("imhi label", "--data_path is missing; needed are --data_path and --data_output_path"),
     "no classifiers": mistake(CLASSIFIER + " --model_path {nowhere}", "--model_path: no file or folder {nowhere}"),
     "missing classifier": mistake(
         CLASSIFIER + " --model_path {classifiers[of-DR]}", "no classifier folder for SAD (found DR)", "give the folder"
@@ -380,6 +388,15 @@ MISTAKES = {
         CLASSIFIER + " --model_path {classifiers[of-two]}", "is (2, 32) where (9, 32) is expected"
     ),
     "classifier no weights": mistake(CLASSIFIER + " --model_path {classifiers[no-weights]}", "SAD has no weights"),
+    "damaged adapter": mistake(
+        CLASSIFIER + " --model_path {classifiers[damaged-adapter]}", "adapter_model.safetensors does not load", "again"
+    ),
+    "adapter of another base": mistake(
+        CLASSIFIER + " --model_path {classifiers[other-base]}", "is not the model that", "(config.json differ)"
+    ),
+    "adapter of another dataset": mistake(
+        CLASSIFIER + " --model_path {classifiers[adapter-of-DR]}", "is of a classifier of DR, but the data is SAD"
+    ),
     "damaged classifier": mistake(CLASSIFIER + " --model_path {classifiers[damaged]}", "SAD does not load", "damaged"),
     "labels over answers": mistake(
         "label_inference.py --model_path {classifiers[whole]} --data_output_path {answers[good]}",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imhi.batching import is_out_of_memory, plan_batches, run_split
+from imhi.batching import is_out_of_memory, plan_batches, plan_token_batches, run_split
 
 
 @given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 9))
@@ -19,9 +19,27 @@ def test_a_plan_covers_every_row_once_longest_first(lengths, batch_size):
     assert plan == plan_batches(lengths, batch_size)
 
 
+@given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 2000), st.none() | st.integers(1, 9))
+def test_a_token_plan_keeps_to_its_budget(lengths, budget, batch_size):
+    plan = plan_token_batches(lengths, budget, batch_size)
+    order = [row for batch in plan for row in batch]
+    assert order == sorted(range(len(lengths)), key=lambda row: -lengths[row]), "longest first, ties in file order"
+    for batch in plan:
+        longest = max(1, lengths[batch[0]])
+        padded = len(batch) * longest
+        assert len(batch) == 1 or padded <= budget
+        assert batch_size is None or len(batch) <= batch_size
+        if batch is not plan[-1] and len(batch) != batch_size:
+            assert padded + longest > budget, "room was left for another row"
+
+
 def test_batch_size_must_be_positive():
     with pytest.raises(ValueError, match="at least 1"):
         plan_batches([1], 0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        plan_token_batches([1], 10, 0)
+    with pytest.raises(ValueError, match="budget must be at least 1"):
+        plan_token_batches([1], 0)
 
 
 @settings(deadline=None, max_examples=15)  # a split collects garbage, which takes its time

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-__all__ = ["is_out_of_memory", "plan_batches", "release_memory", "run_split"]
+__all__ = ["is_out_of_memory", "plan_batches", "plan_token_batches", "release_memory", "run_split"]
 
 Result = TypeVar("Result")
 
@@ -24,6 +24,27 @@ def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def plan_token_batches(lengths: Sequence[int], budget: int, batch_size: int | None = None) -> list[list[int]]:
+    """Indices into `lengths`, longest first, in batches whose padded size is at most `budget`; ties keep file order.
+
+    The padded size is rows times the longest row.  A row that alone exceeds the budget stands alone.  `batch_size`
+    limits the rows of a batch as well.  Raises ValueError if either is below 1.
+    """
+    if budget < 1:
+        raise ValueError(f"budget must be at least 1, got {budget}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batches = []
+    start = 0
+    while start < len(order):
+        rows = max(1, budget // max(1, lengths[order[start]]))
+        rows = rows if batch_size is None else min(rows, batch_size)
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
 
 
 def is_out_of_memory(error: BaseException) -> bool:

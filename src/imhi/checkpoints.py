@@ -42,6 +42,7 @@ __all__ = [
     "locate",
     "locate_generator",
     "read_config",
+    "read_json",
     "refuse_missing",
     "weight_files",
 ]
@@ -156,7 +157,7 @@ def _has_all_weights(folder: Path) -> bool:
     if any(not re.search(r"-\d+-of-\d+\.", path.name) for path in weight_files(folder)):
         return True
     indices = [*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")]
-    shards = [set(_read_json(index, "hub")["weight_map"].values()) for index in indices]
+    shards = [set(read_json(index, "hub")["weight_map"].values()) for index in indices]
     return any(all((folder / shard).exists() for shard in named) for named in shards)
 
 
@@ -166,7 +167,7 @@ def read_config(folder: Path, *, flag: str = "--model_path") -> dict[str, Any]:
         raise UserError(f"{flag}: {folder} is a file; expected a checkpoint folder with config.json")
     config = folder / "config.json"
     if config.exists():
-        return _read_json(config, flag)
+        return read_json(config, flag)
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{flag}: {folder} is a LoRA adapter, not a model; give it with --lora_path")
     inside = sorted(child.name for child in folder.iterdir())[:6]
@@ -175,7 +176,8 @@ def read_config(folder: Path, *, flag: str = "--model_path") -> dict[str, Any]:
     raise UserError(f"{flag}: {folder} has no config.json (found {', '.join(inside) or 'nothing'}){hint}")
 
 
-def _read_json(path: Path, flag: str) -> dict[str, Any]:
+def read_json(path: Path, flag: str) -> dict[str, Any]:
+    """A JSON object; UserError, with the flag that led to it, where the file holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -415,7 +417,7 @@ def _adapter_base(adapter: Path) -> str | None:
         raise UserError(f"--lora_path: {adapter} holds {what}; expected a PEFT adapter folder with adapter_config.json")
     if not any((adapter / f"adapter_model.{suffix}").exists() for suffix in ("safetensors", "bin")):
         raise UserError(f"--lora_path: {adapter} has no adapter_model.safetensors (or .bin)")
-    return _read_json(config, "--lora_path").get("base_model_name_or_path")
+    return read_json(config, "--lora_path").get("base_model_name_or_path")
 
 
 def _gguf_file(path: Path) -> Path | None:

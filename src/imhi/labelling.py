@@ -1,7 +1,8 @@
 """Labelling a folder of responses, and the correctness of labels that a folder carries.
 
-An output folder holds ``DATASET.csv`` (the published columns, behind them the class probability), ``labels.json``
-(what labelled each file, so that a rerun knows what is done) and, where asked for, ``correctness.json``.
+An output folder holds ``DATASET.csv`` (the published columns, behind them the class probability and, of a classifier
+with a threshold, the label again or ``unclear``), ``labels.json`` (what labelled each file, so that a rerun knows what
+is done) and, where asked for, ``correctness.json``.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ RECORD = "labels.json"
 CORRECTNESS = "correctness.json"
 COLUMNS = ("goldens", "generated_text", "labels")
 CONFIDENCE = "label_confidence"
+CLEAR_LABEL = "clear_label"
+UNCLEAR = "unclear"
 # Where the figures of ``correctness.json`` come from: the labels that stand in the files.
 SOURCE = "labels column"
 
@@ -140,7 +143,10 @@ def _label_one(response: ResponseFile, labeler: Labeler, target: Path, key: dict
     names: tuple[str, ...] = COLUMNS
     if result.confidences is not None:
         columns.append([round(confidence, 6) for confidence in result.confidences])
-        names = (*COLUMNS, CONFIDENCE)
+        names = (*names, CONFIDENCE)
+    if result.clear is not None:
+        columns.append([label if clear else UNCLEAR for label, clear in zip(spoken, result.clear, strict=True)])
+        names = (*names, CLEAR_LABEL)
     write_table(target, names, zip(*columns, strict=True))
     return {
         "key": key,

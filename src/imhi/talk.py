@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["progress_bar", "say", "show", "table"]
+__all__ = ["progress_bar", "say", "show", "some", "table"]
 
 
 def say(text: str) -> None:
@@ -26,6 +27,12 @@ def progress_bar(total: int, what: str, *, unit: str = "row", initial: int = 0) 
     from tqdm import tqdm
 
     return tqdm(total=total, desc=what, unit=unit, initial=initial, dynamic_ncols=True, smoothing=0.05)
+
+
+def some(names: Iterable[str], most: int = 12) -> str:
+    """The first names of a list, and how many more there are."""
+    shown = list(names)
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "") or "none"
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:

@@ -8,8 +8,9 @@ from tiny_classifiers import Bomb, change_config, save_bert_classifier
 
 from imhi.benchmark import DATASETS
 from imhi.errors import UserError
-from imhi.labelers import bert
-from imhi.labelers.bert import BertLabeler, check_classifier, find_classifiers
+from imhi.labelers import classifier as running
+from imhi.labelers.bert import BertLabeler, check_classifier
+from imhi.labelers.folders import find_classifiers
 
 SAD = DATASETS["SAD"]
 TEXTS = [
@@ -37,7 +38,7 @@ def broken(classifier, tmp_path):
     return shutil.copytree(classifier, tmp_path / "SAD")
 
 
-def labeler(folder, batch_size=8, dtype=torch.float32):
+def labeler(folder, batch_size=None, dtype=torch.float32):
     return BertLabeler(folder, "cpu", dtype, batch_size)
 
 
@@ -70,10 +71,10 @@ def test_labels_are_those_of_a_row_by_row_loop(classifier):
     assert result.counts == {"rows": 10, "distinct": 9, "empty": 2, "truncated": 1}
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
 def test_batch_size_does_not_move_labels(classifier, batch_size):
-    eight, other = labeler(classifier).label(SAD, TEXTS), labeler(classifier, batch_size).label(SAD, TEXTS)
-    same_results(other, eight)
+    free, other = labeler(classifier).label(SAD, TEXTS), labeler(classifier, batch_size).label(SAD, TEXTS)
+    same_results(other, free)
 
 
 def test_bin_and_safetensors_agree_and_no_other_pickle_is_opened(classifier, tmp_path):
@@ -86,8 +87,10 @@ def test_bin_and_safetensors_agree_and_no_other_pickle_is_opened(classifier, tmp
 
 def test_equal_texts_are_computed_once(classifier, monkeypatch):
     planned = []
-    plan = bert.plan_batches
-    monkeypatch.setattr(bert, "plan_batches", lambda lengths, size: planned.append(len(lengths)) or plan(lengths, size))
+    plan = running.plan_token_batches
+    monkeypatch.setattr(
+        running, "plan_token_batches", lambda lengths, *more: planned.append(len(lengths)) or plan(lengths, *more)
+    )
     result = labeler(classifier).label(SAD, ["school", "work"] * 20)
     assert planned == [2]
     assert len(result.labels) == len(result.confidences) == 40
@@ -97,13 +100,13 @@ def test_equal_texts_are_computed_once(classifier, monkeypatch):
 
 def test_batches_are_sorted_by_length(classifier, monkeypatch):
     shapes = []
-    forward = bert.BertLabeler._run
+    forward = BertLabeler._run
 
-    def spy(self, model, tokenizer, dataset, encoded, batch):
+    def spy(self, model, dataset, encoded, pad, batch):
         shapes.append([len(encoded[index]) for index in batch])
-        return forward(self, model, tokenizer, dataset, encoded, batch)
+        return forward(self, model, dataset, encoded, pad, batch)
 
-    monkeypatch.setattr(bert.BertLabeler, "_run", spy)
+    monkeypatch.setattr(BertLabeler, "_run", spy)
     labeler(classifier, 3).label(SAD, TEXTS)
     flat = [length for batch in shapes for length in batch]
     assert flat == sorted(flat, reverse=True)
@@ -129,7 +132,8 @@ def test_a_batch_that_does_not_fit_is_halved(classifier, monkeypatch, capsys):
         return forward(self, input_ids, **inputs)
 
     monkeypatch.setattr(BertForSequenceClassification, "forward", small_memory)
-    assert labeler(classifier).label(SAD, TEXTS).labels == expected.labels
+    wide = BertLabeler(classifier, "cpu", torch.float32, 8, token_budget=10**6)
+    assert wide.label(SAD, TEXTS).labels == expected.labels
     assert max(sizes) == 8
     assert "SAD: a batch of 8 did not fit into memory" in capsys.readouterr().err
 
@@ -149,7 +153,6 @@ def test_no_model_stays_in_memory(classifier):
     from transformers import BertForSequenceClassification
 
     labeler(classifier).label(SAD, TEXTS)
-    gc.collect()
     assert not [thing for thing in gc.get_objects() if type(thing) is BertForSequenceClassification]
 
 

@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model_path",
-        help="folder with one classifier a dataset (MODEL_PATH/DR, MODEL_PATH/SAD, ...);\n"
-        "one checkpoint, as folder or hub id, where there is one dataset",
+        help="folder with one classifier a dataset (MODEL_PATH/DR, MODEL_PATH/SAD, ...): full checkpoints,\n"
+        "LoRA adapters, or some of both; one of them, as folder or hub id, where there is one dataset\n"
+        "(default: the toolkit's own ten)",
     )
     parser.add_argument(
         "--data_path",
@@ -35,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--data_output_path",
-        help="folder for DATASET.csv with labels and label_confidence behind those columns; made if absent",
+        help="folder for DATASET.csv with labels and label_confidence behind those columns, and clear_label\n"
+        "(the label, or unclear) where the classifier has a threshold; made if absent",
     )
     add_datasets_argument(parser)
     parser.add_argument("--calculate", action="store_true", help="print accuracy, weighted, micro and macro F1")
@@ -49,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="label again what is labelled, replace files")
     add_device_arguments(parser, dtype="float32")
-    parser.add_argument("--batch_size", type=positive, default=8, help="texts a batch (default 8)")
+    parser.add_argument(
+        "--batch_size", type=positive, help="texts a batch at most (default: as many as suit the device)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,12 +79,14 @@ def _label_by_rules(arguments: argparse.Namespace) -> int:
 
 
 def _label_with_classifiers(arguments: argparse.Namespace) -> int:
-    for flag in ("model_path", "data_path", "data_output_path"):
+    for flag in ("data_path", "data_output_path"):
         if not getattr(arguments, flag):
-            raise UserError(f"--{flag} is missing; needed are --model_path, --data_path and --data_output_path")
+            raise UserError(f"--{flag} is missing; needed are --data_path and --data_output_path")
+    if arguments.model_path is None and arguments.skip_missing:
+        raise UserError("--skip_missing has no effect without --model_path; leave it out")
     from imhi.checkpoints import locate
     from imhi.devices import pick_device, pick_dtype
-    from imhi.labelers.bert import BertLabeler, find_classifiers
+    from imhi.labelers.folders import open_labelers
     from imhi.labelling import counts_table, earlier_figures, label_folder, output_folder, read_folder
     from imhi.runs import find_run
 
@@ -92,12 +98,15 @@ def _label_with_classifiers(arguments: argparse.Namespace) -> int:
         earlier_figures(out, overwrite=arguments.overwrite)
         for response in responses.values():
             response.gold_labels()
-    classifiers = find_classifiers(
-        locate(arguments.model_path), [DATASETS[name] for name in responses], skip_missing=arguments.skip_missing
-    )
     device = pick_device(cuda=arguments.cuda, device=arguments.device)
-    dtype = pick_dtype(arguments.dtype, device)
-    labelers = {name: BertLabeler(folder, device, dtype, arguments.batch_size) for name, folder in classifiers.items()}
+    labelers = open_labelers(
+        None if arguments.model_path is None else locate(arguments.model_path),
+        [DATASETS[name] for name in responses],
+        device=device,
+        dtype=pick_dtype(arguments.dtype, device),
+        batch_size=arguments.batch_size,
+        skip_missing=arguments.skip_missing,
+    )
     records = label_folder(responses, labelers, output_folder(out, data), overwrite=arguments.overwrite)
     show(counts_table(records))
     if arguments.calculate:

@@ -19,12 +19,14 @@ class LabelResult:
     ----------
     labels : canonical label names, shape (rows,); None where the response could not be read (unparsed).
     confidences : probability of the chosen class, shape (rows,), 0 to 1; None where the labeler has none.
-    counts : what the reader of a score should know about the rows (empty, truncated, ...).
+    counts : what the reader of a score should know about the rows (empty, truncated, unclear, ...).
+    clear : whether the response supports its label, shape (rows,); None where the labeler does not judge that.
     """
 
     labels: list[str | None]
     confidences: list[float] | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    clear: list[bool] | None = None
 
 
 class Labeler(Protocol):

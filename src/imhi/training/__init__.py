@@ -1,0 +1,1 @@
+"""Training: rows and sentences written by us in, classifiers out."""
