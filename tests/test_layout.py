@@ -11,10 +11,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "imhi"
 
 # From the ground up, as the README's layout section tells it; a module may import from its own floor and below.
 FLOORS = (
-    {"benchmark", "batching", "errors", "talk", "provenance", "locks", "devices"},
+    {"benchmark", "batching", "errors", "talk", "provenance", "locks", "devices", "statistics"},
     {"data", "checkpoints", "fetch"},
     {"engines", "labelers", "metrics", "audit"},
-    {"runs", "labelling", "scoring", "generation", "rule_labelling", "asking", "demo"},
+    {"runs", "labelling", "scoring", "generation", "rule_labelling", "asking", "demo", "training"},
     {"commands", "cli"},
 )
 HEAVY = {
@@ -28,6 +28,7 @@ HEAVY = {
     "nltk",
     "rouge_score",
     "safetensors",
+    "scipy",
 }
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from tiny import save_bart
-from tiny_classifiers import save_bert_classifier
 
 from imhi.benchmark import DATASETS
 from imhi.cli import main
@@ -47,9 +46,6 @@ def test_the_pipeline_of_the_readme_runs(tmp_path, tiny_llama, monkeypatch):
     import torch
     from transformers import BartForConditionalGeneration
 
-    classifiers = tmp_path / "classifiers"
-    for name in DATASETS:
-        save_bert_classifier(classifiers / name, name)
     bart = save_bart(tmp_path / "bart")
     torch.save(BartForConditionalGeneration.from_pretrained(str(bart)).state_dict(), tmp_path / "bart_score.pth")
     run, labels = tmp_path / "run", tmp_path / "labels"
@@ -59,7 +55,6 @@ def test_the_pipeline_of_the_readme_runs(tmp_path, tiny_llama, monkeypatch):
         "mentallama-7b": [f"{run}"],
         "../model_output/mentallama-7b": [f"{run}"],
         "../model_output/mentallama-7b-labels": [f"{labels}"],
-        "CLASSIFIERS": [f"{classifiers}"],
         "roberta-large": [str(ROOT / "tests/fixtures/tiny_bert"), "--num_layers", "2"],
         "facebook/bart-large-cnn": [f"{bart}"],
         "bart_score.pth": [f"{tmp_path / 'bart_score.pth'}"],
@@ -72,7 +67,7 @@ def test_the_pipeline_of_the_readme_runs(tmp_path, tiny_llama, monkeypatch):
     assert json.loads((run / "correctness.json").read_text())["datasets"].keys() == DATASETS.keys()
     assert (run / "results.txt").read_text().startswith("Dataset: DR, average acc:")
     labelled = pd.read_csv(labels / "SAD.csv")
-    assert list(labelled.columns) == ["goldens", "generated_text", "labels", "label_confidence"]
+    assert list(labelled.columns) == ["goldens", "generated_text", "labels", "label_confidence", "clear_label"]
     scores = json.loads((run / "scores.json").read_text())["scores"]["response"]
     assert scores.keys() == DATASETS.keys()
     assert set(scores["SAD"]) == {"bleu", "rouge", "bert_score", "bart_score"}
