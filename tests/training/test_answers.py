@@ -47,7 +47,7 @@ def test_answers_are_varied_and_depend_on_the_generator_alone():
     assert texts == answers("SAD", "work", 400)
     assert sum(text.startswith("This post shows the stress cause") for text in texts) < 100
     lengths = sorted(len(text.split()) for text in texts)
-    assert lengths[20] < 8 and lengths[-20] > 90
+    assert lengths[20] < 12 and lengths[-20] > 90
 
 
 def test_a_gold_explanation_is_in_most_answers_around_it():
@@ -76,8 +76,9 @@ def test_the_challenge_set_shares_no_answer_with_the_training_sentences():
             else:
                 collect(inner)
 
+    # Both quote the questions and the options, which are the benchmark's.
     for path in WRITING.glob("*.json"):
-        collect(read_writing(path.stem))
+        collect(read_writing(path.stem).get("labels", {}))
     long = {sentence for sentence in written if len(sentence.split()) >= 8}
     shared = [
         (answer.id, sentence)
@@ -107,7 +108,7 @@ def test_lessons_depend_on_seed_and_name():
     assert first != Lessons({"SAD": [], "DR": []}, seed=4).draw("common 4", 400)
     undecided = sum(lesson.label is None for lesson in first) / 400
     assert abs(undecided - UNDECIDED_SHARE) < 0.06
-    assert sum(lesson.dataset == "SAD" for lesson in first) > 200
+    assert 200 < sum(lesson.dataset == "SAD" for lesson in first) < 280
 
 
 def test_official_heads_are_the_tables():

@@ -83,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     default = Recipe()
     if arguments.learning_rate is not None and not 0 < arguments.learning_rate < 1:
         raise UserError(f"--learning_rate {arguments.learning_rate}: expected a number above 0 and below 1")
+    rate = arguments.learning_rate or (5e-5 if arguments.full else default.learning_rate)
     recipe = Recipe(
         base=arguments.base,
         layers=tuple(arguments.layers)
@@ -91,7 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.base == default.base
         else None,
         rank=0 if arguments.full else arguments.rank,
-        learning_rate=arguments.learning_rate or (5e-5 if arguments.full else default.learning_rate),
+        learning_rate=rate,
+        own_rate=rate * default.own_rate / default.learning_rate,
         common_chunks=arguments.common_chunks,
         chunks=arguments.chunks,
         batch=arguments.batch_size,

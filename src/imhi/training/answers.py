@@ -440,20 +440,20 @@ def _misspelt(rng: random.Random, text: str) -> str:
 
 
 _Shape = Callable[[AnswerWriter, random.Random, Label, str, str, bool], str]
-# How often each shape is written; about a fifth of all answers has no label apart from what the explanation says.
+# How often each shape is written; about a quarter of all answers has no label apart from what the explanation says.
 _SHARES: dict[_Shape, float] = {
-    _instruction_head: 0.10,
-    _completion_head: 0.09,
-    _explanation: 0.21,
+    _instruction_head: 0.08,
+    _completion_head: 0.07,
+    _explanation: 0.28,
     _reasoning_first: 0.08,
-    _tagged: 0.09,
-    _picked: 0.07,
-    _stated: 0.08,
+    _tagged: 0.07,
+    _picked: 0.06,
+    _stated: 0.07,
     _after_options: 0.05,
-    _bare: 0.08,
-    _verbose: 0.04,
+    _bare: 0.07,
+    _verbose: 0.05,
     _rambling: 0.04,
-    _contrasted: 0.05,
+    _contrasted: 0.08,
     _official_head_wins: 0.02,
 }
 _SHAPES, _WEIGHTS = list(_SHARES), list(_SHARES.values())

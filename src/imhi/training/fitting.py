@@ -41,7 +41,8 @@ class Recipe:
     base : path, hub id or ``embedded:`` name of a BERT encoder.
     layers : which of its layers are kept, counted from 0; None: all.
     rank : of the LoRA matrices on every linear layer; 0 trains all weights of the model.
-    learning_rate : at its peak.
+    learning_rate : of the fit on all datasets, at its peak.
+    own_rate : of each dataset's own fit, at its peak; higher ones forget what the first fit learned.
     common_chunks, chunks : how long the fit on all datasets together, and that on each dataset, may take; a chunk is
         `BATCHES_A_CHUNK` batches.
     batch : answers a step.
@@ -55,12 +56,13 @@ class Recipe:
     layers: tuple[int, ...] | None = (0, 3, 5)
     rank: int = 8
     learning_rate: float = 1e-3
-    common_chunks: int = 300
-    chunks: int = 40
+    own_rate: float = 3e-4
+    common_chunks: int = 400
+    chunks: int = 20
     batch: int = 32
-    max_tokens: int = 192
+    max_tokens: int = 320
     check_every: int = 10
-    patience: int = 4
+    patience: int = 10
     seed: int = 0
 
 
@@ -83,6 +85,7 @@ def fit(
     base: Path,
     name: str,
     chunks: int,
+    learning_rate: float,
     checkpoint: Path,
     start: dict[str, torch.Tensor] | None = None,
     device: str = "cpu",
@@ -94,6 +97,7 @@ def fit(
     ----------
     validation : the answers whose mean loss decides which weights are kept and when the fit ends.
     name : of the fit; its answers are drawn under it, and the progress bar has it.
+    chunks, learning_rate : how long the fit may take, and its peak rate.
     checkpoint : file that holds the state of an interrupted fit.
     start : weights to begin with, as `weights_of` gives them; None: LoRA's own start and a random head.
     dtype : bfloat16 computes in it where that is safe (autocast); None or float32 computes in float32.
@@ -108,7 +112,7 @@ def fit(
         set_weights(model, start)
     model.to(device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.01)
     held = _encoded(tokenizer, validation, recipe.max_tokens)
     state: dict[str, Any] = {"chunk": 0, "best_loss": math.inf, "best_chunk": 0, "best": None, "validation": []}
     if checkpoint.exists():
@@ -125,7 +129,7 @@ def fit(
                 part = order[batch * recipe.batch : (batch + 1) * recipe.batch]
                 rate = _rate(state["chunk"] * BATCHES_A_CHUNK + batch, steps)
                 for group in optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate * rate
+                    group["lr"] = learning_rate * rate
                 with _computing(device, dtype):
                     logits = _logits(model, [encoded[index] for index in part], tokenizer.pad_token_id, device)
                 loss = _loss(logits, [drawn[index] for index in part], spans)
@@ -202,6 +206,7 @@ def _build(base: Path, recipe: Recipe, classes: int) -> tuple[Any, Any]:
         if any(key.startswith("bert.pooler.") for key in info["missing_keys"])
         else ["classifier"]
     )
+    model.name_or_path = recipe.base  # what PEFT writes down as the base, instead of a path of this machine
     adapted = get_peft_model(
         model,
         LoraConfig(

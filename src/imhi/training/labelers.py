@@ -239,6 +239,7 @@ class _Training:
             base=self.base,
             name=name,
             chunks=chunks,
+            learning_rate=self.recipe.own_rate if start is not None else self.recipe.learning_rate,
             checkpoint=self.out / WORK / f"{name}.pt",
             start=start,
             device=self.device,
