@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from imhi.benchmark import DATASETS, gold_answer
 from imhi.data import DataRoot, load_suite, samples_root
 from imhi.labelers.challenge import UNCLEAR, read_challenge
 from imhi.labelers.folders import PACKAGED, open_labelers
+from imhi.training.answers import writing_digests
+from imhi.training.fitting import Recipe
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests" / "fixtures" / "packaged_labels.json"
@@ -124,3 +127,10 @@ def test_the_bars():
         assert sets["gold, instruction head"]["accuracy"]["value"] >= 0.99, name
         assert sets["gold, completion head"]["accuracy"]["value"] >= 0.99, name
         assert sets["gold, no head"]["accuracy"]["value"] >= (0.90 if DATASETS[name].is_yes_no else 0.80), name
+
+
+def test_the_sentences_they_learned_from_are_the_repositorys():
+    """Whoever changes a training sentence trains the classifiers again."""
+    manifest = json.loads((PACKAGED / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["writing"] == writing_digests()
+    assert manifest["recipe"] == json.loads(json.dumps(asdict(Recipe())))
