@@ -6,6 +6,7 @@ more than with a full checkpoint, and no adapter leaves a trace in the next.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "AdapterLabeler", "Base", "Bases", "check_adapter", "find_base"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "AdapterLabeler",
+    "Base",
+    "Bases",
+    "check_adapter",
+    "decisive_files",
+    "find_base",
+]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -146,9 +156,7 @@ def find_base(folder: Path, settings: Settings, bases: Bases) -> Base:
         raise UserError(f"{FLAG}: {name}, the base of {folder}, is a {config.get('model_type')!r} model, not a BERT")
     layers = None if settings.layers is None else tuple(settings.layers)
     base = bases.setdefault((place.resolve(), layers), Base(place, layers))
-    changed = [
-        file for file, digest in settings.base_files.items() if _matters(file) and base.files.get(file) != digest
-    ]
+    changed = [file for file, digest in decisive_files(settings.base_files).items() if base.files.get(file) != digest]
     if changed:
         raise UserError(
             f"{FLAG}: {name} in {place} is not the model that {folder} was trained on ({some(changed, 3)} differ); "
@@ -157,9 +165,10 @@ def find_base(folder: Path, settings: Settings, bases: Bases) -> Base:
     return base
 
 
-def _matters(file: str) -> bool:
-    """Whether the logits depend on a file of the base; other JSON files come and go between downloads."""
-    return file == "config.json" or file.endswith((".safetensors", ".bin"))
+def decisive_files(files: Mapping[str, str]) -> dict[str, str]:
+    """Of a base's fingerprint, the files that logits depend on; other JSON files come and go between downloads."""
+    named = ("config.json", "tokenizer.json", "vocab.txt")
+    return {file: digest for file, digest in files.items() if file in named or file.endswith((".safetensors", ".bin"))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +183,7 @@ class AdapterLabeler(Classifier):
             "labeler": "adapter",
             "classifier": {name: files[name] for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
             "base": self.base.files,
-            "layers": self.base.layers,
+            "layers": None if self.base.layers is None else list(self.base.layers),
             "dtype": str(self.dtype).removeprefix("torch."),
             "max_tokens": self.settings.max_tokens,
             "temperature": self.settings.temperature,

@@ -89,7 +89,7 @@ class AnswerWriter:
             body, own = explanation, False
         shape = rng.choices(_SHAPES, _WEIGHTS)[0]
         text = shape(self, rng, label, aspect, body, own)
-        return self._worn(rng, text, label, aspect, safe_head=shape in _LABEL_FIRST)
+        return self._worn(rng, text, label, aspect, least=_LEAST.get(shape, 0.8))
 
     def undecided(self, rng: random.Random) -> str:
         """An answer that says no label: refused, undecided, off-topic, or broken off before it says anything."""
@@ -240,7 +240,7 @@ class AnswerWriter:
         mark = rng.choice(["{n}. ", "- ", "* ", "({n}) ", "Step {n}: "])
         return "\n".join(mark.replace("{n}", str(number + 1)) + sentence for number, sentence in enumerate(sentences))
 
-    def _worn(self, rng: random.Random, text: str, label: Label, aspect: str, *, safe_head: bool) -> str:
+    def _worn(self, rng: random.Random, text: str, label: Label, aspect: str, *, least: float) -> str:
         """The answer with what models put around it, cut off now and then, misspelt now and then."""
         common = self.common
         if rng.random() < 0.12:
@@ -254,8 +254,7 @@ class AnswerWriter:
                 text = self._joined(rng, [text, rng.choice(common[name])])
         if rng.random() < 0.12:
             words = text.split(" ")
-            least = 0.35 if safe_head else 0.72
-            text = " ".join(words[: max(min(len(words), 12), round(len(words) * rng.uniform(least, 0.98)))])
+            text = " ".join(words[: max(min(len(words), 12), round(len(words) * rng.uniform(least, max(least, 0.98))))])
         return self._scribbled(rng, text)
 
     def _scribbled(self, rng: random.Random, text: str) -> str:
@@ -457,4 +456,13 @@ _SHARES: dict[_Shape, float] = {
     _official_head_wins: 0.02,
 }
 _SHAPES, _WEIGHTS = list(_SHARES), list(_SHARES.values())
-_LABEL_FIRST = {_instruction_head, _completion_head, _official_head_wins}
+# What is left, at least, of an answer that is cut off; where the label may come last, nothing is cut.
+_LEAST: dict[_Shape, float] = {
+    _instruction_head: 0.35,
+    _completion_head: 0.35,
+    _official_head_wins: 0.35,
+    _after_options: 1.0,
+    _contrasted: 1.0,
+    _bare: 1.0,
+    _picked: 1.0,
+}

@@ -3,7 +3,8 @@
 Posts are shared between the sets of the benchmark, so rows are kept apart by post, over all sets and both forms
 (`imhi.audit.post_key`), never by file:
 
-- a post of any test or expert file is in nobody's training rows;
+- a post of any test or expert file, in either form, is in nobody's training rows, nor is one that begins like it
+  (`stem_of`: the same 100 letters), nor an explanation of one;
 - a set without training files has only its test rows: grouped cross-validation over its posts gives its figures, and
   the shipped classifier learns from those rows (no other set's classifier does, except as `BORROWED` says);
 - a set without any rows borrows those of a neighbouring set, label by label.
@@ -24,7 +25,17 @@ from imhi.data import DataRoot, gold_label, load_suite, read_query_rows, sha256_
 from imhi.errors import UserError
 from imhi.labelers.rules import label_by_rule
 
-__all__ = ["BORROWED", "FOLDS", "Corpus", "Explained", "evaluation_rows", "fold_of", "is_validation", "read_corpus"]
+__all__ = [
+    "BORROWED",
+    "FOLDS",
+    "Corpus",
+    "Explained",
+    "evaluation_rows",
+    "fold_of",
+    "is_validation",
+    "read_corpus",
+    "stem_of",
+]
 
 FOLDS = 5
 
@@ -63,10 +74,10 @@ class Corpus:
 
     Attributes
     ----------
-    training : per dataset, rows of its training files whose post is in no test and no expert file.
+    training : per dataset, rows of its training files whose post and explanation are in no test and no expert file.
     test : per dataset, its test rows.
     expert : per dataset, its expert rows.
-    dropped : per dataset, training rows left out because their post is a test or expert post.
+    dropped : per dataset, training rows left out for that.
     files : path relative to the root → SHA-256 of every file read.
     """
 
@@ -84,8 +95,11 @@ class Corpus:
         """The rows that the classifier of a set may learn from; for a cross-validated set, those of the other folds."""
         own = self.training.get(name, [])
         if self.is_cross_validated(name):
-            experts = {row.post for rows in self.expert.values() for row in rows}
-            own = [row for row in self.test[name] if row.post not in experts and fold_of(row.post) != without_fold]
+            experts = {stem_of(row.post) for rows in self.expert.values() for row in rows}
+            own = [
+                row for row in self.test[name] if stem_of(row.post) not in experts and fold_of(row.post) != without_fold
+            ]
+        measured_on = {stem_of(row.post) for row in [*self.test.get(name, []), *self.expert.get(name, [])]}
         borrowed = [
             Explained(
                 name,
@@ -97,19 +111,24 @@ class Corpus:
             )
             for source, renamed in BORROWED.get(name, {}).items()
             for row in self.learnable(source)
-            if row.label in renamed
+            if row.label in renamed and stem_of(row.post) not in measured_on
         ]
         return [*own, *borrowed]
 
 
+def stem_of(post: str) -> str:
+    """What near-copies of a post have in common: its first 100 letters and digits, spaces aside."""
+    return post.replace(" ", "")[:100]
+
+
 def fold_of(post: str) -> int:
-    """The fold of a post, 0 to FOLDS - 1; the same in every set."""
-    return _digest(f"fold {post}") % FOLDS
+    """The fold of a post and its near-copies, 0 to FOLDS - 1; the same in every set."""
+    return _digest(f"fold {stem_of(post)}") % FOLDS
 
 
 def is_validation(post: str) -> bool:
     """Whether a post's rows, where they may be learnt from, are kept for validation."""
-    return _digest(f"validation {post}") % 10 == 0
+    return _digest(f"validation {stem_of(post)}") % 10 == 0
 
 
 def _digest(text: str) -> int:
@@ -119,29 +138,35 @@ def _digest(text: str) -> int:
 def read_corpus(root: DataRoot) -> Corpus:
     """Read every gold answer under `root`; UserError names file and row of a gold that states no label.
 
-    Golds are the same explanations in both forms; a file of one form stands for both, the instruction form first.
+    Golds are the same explanations in both forms: learned and measured are those of one, the instruction form first.
+    What is held out is held out in both, as a few posts are cut off differently in the other.
     """
     corpus = Corpus()
+    held_out: set[str] = set()
+    explained: set[str] = set()
     for suite in ("IMHI", "IMHI-completion", "expert"):
         if (root.path / SUITES[suite].folder).is_dir():
             loaded = load_suite(root, suite)
             into = corpus.expert if suite == "expert" else corpus.test
             for name, path in loaded.files.items():
                 corpus.files[_relative(root, path)] = sha256_of(path)
-                if name not in into:
-                    pairs = [(row.query, row.gold) for row in loaded.rows if row.dataset == name]
-                    into[name] = _explained(DATASETS[name], path, pairs)
-    held_out = {row.post for rows in [*corpus.test.values(), *corpus.expert.values()] for row in rows}
+                pairs = [(row.query, row.gold) for row in loaded.rows if row.dataset == name]
+                rows = _explained(DATASETS[name], path, pairs)
+                held_out |= {stem_of(row.post) for row in rows}
+                explained |= {_folded(row.explanation) for row in rows}
+                into.setdefault(name, rows)
     for below in TRAIN_FOLDERS.values():
         for dataset, paths in _training_files(root.path / below):
             if dataset.name in corpus.training:
                 continue
-            rows: list[Explained] = []
+            rows = []
             for path in paths:
                 corpus.files[_relative(root, path)] = sha256_of(path)
                 rows += _explained(dataset, path, read_query_rows(path))
             rows = _distinct(rows)
-            corpus.training[dataset.name] = [row for row in rows if row.post not in held_out]
+            corpus.training[dataset.name] = [
+                row for row in rows if stem_of(row.post) not in held_out and _folded(row.explanation) not in explained
+            ]
             corpus.dropped[dataset.name] = len(rows) - len(corpus.training[dataset.name])
     if not corpus.training and not corpus.test:
         raise UserError(f"{root.path}: neither training nor test files to learn from (`imhi data check {root.path}`)")
@@ -163,6 +188,10 @@ def _explained(dataset: Dataset, path: Path, pairs: Sequence[tuple[str, str]]) -
         stated = label_by_rule(dataset, explanation.partition(". ")[0] + ".") if dataset.is_yes_no else None
         rows.append(Explained(dataset.name, post_key(query), label, stated or label, explanation, index))
     return rows
+
+
+def _folded(explanation: str) -> str:
+    return " ".join(explanation.casefold().split())
 
 
 def _distinct(rows: Iterable[Explained]) -> list[Explained]:

@@ -57,12 +57,12 @@ class Recipe:
     rank: int = 8
     learning_rate: float = 1e-3
     own_rate: float = 3e-4
-    common_chunks: int = 400
+    common_chunks: int = 320
     chunks: int = 20
     batch: int = 32
     max_tokens: int = 320
     check_every: int = 10
-    patience: int = 10
+    patience: int = 12
     seed: int = 0
 
 

@@ -20,7 +20,7 @@ from imhi.benchmark import DATASETS
 from imhi.checkpoints import fingerprint, locate
 from imhi.data import DataRoot, write_text_atomically
 from imhi.errors import UserError
-from imhi.labelers.adapters import Bases
+from imhi.labelers.adapters import Bases, decisive_files
 from imhi.labelers.folders import open_labeler
 from imhi.labelers.settings import FORMAT, MAX_TOKENS, SETTINGS_FILE
 from imhi.locks import only_process
@@ -84,7 +84,7 @@ def train_labelers(
             "recipe": json.loads(json.dumps(asdict(recipe))),
             "dtype": str(dtype or "torch.float32").removeprefix("torch."),
             "device": device.partition(":")[0],
-            "base_files": _matters(fingerprint(base)),
+            "base_files": decisive_files(fingerprint(base)),
             "data": corpus.files,
             "writing": writing_digests(),
         }
@@ -121,14 +121,6 @@ def _open(out: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
             shutil.rmtree(out / WORK)
             (out / WORK).mkdir()
     _write(at, identity)
-
-
-def _matters(files: dict[str, str]) -> dict[str, str]:
-    return {
-        name: digest
-        for name, digest in files.items()
-        if name == "config.json" or name.endswith((".safetensors", ".bin"))
-    }
 
 
 class _Training:
@@ -208,7 +200,7 @@ class _Training:
             "format": FORMAT,
             "dataset": name,
             "base": self.recipe.base if self.recipe.rank else None,
-            "base_files": _matters(fingerprint(self.base)) if self.recipe.rank else None,
+            "base_files": decisive_files(fingerprint(self.base)) if self.recipe.rank else None,
             "layers": list(self.recipe.layers) if self.recipe.rank and self.recipe.layers else None,
             "classes": [label.classifier for label in DATASETS[name].labels],
             "max_tokens": MAX_TOKENS,
