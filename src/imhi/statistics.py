@@ -97,8 +97,8 @@ def bootstrap_intervals(
     }
 
 
-def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities of logits, shape (rows, classes), divided by `temperature` first."""
+def softmax(logits: np.ndarray, temperature: float | np.ndarray = 1.0) -> np.ndarray:
+    """Probabilities of logits, shape (rows, classes), divided by `temperature` first: a number, or shape (rows, 1)."""
     import numpy as np
 
     scaled = np.asarray(logits, dtype=np.float64) / temperature
@@ -124,7 +124,9 @@ def fit_temperature(logits: np.ndarray, classes: Sequence[int]) -> float:
     return float(np.exp(found.x))
 
 
-def expected_calibration_error(confidences: Sequence[float], right: Sequence[bool], *, bins: int = 10) -> float:
+def expected_calibration_error(
+    confidences: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray, *, bins: int = 10
+) -> float:
     """Mean distance between confidence and accuracy over equally wide bins, weighted by rows; 0 to 1, lower is better.
 
     Source: Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015.

@@ -32,11 +32,11 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, base):
-    """Two adapters of two layers, one of three, and a full checkpoint."""
+    """Two adapters of two layers, the first and the last, one of all three, and a full checkpoint."""
     folder = tmp_path_factory.mktemp("models")
     save_adapter(folder / "SAD", "SAD", base)
     save_adapter(folder / "DR", "DR", base, seed=2)
-    save_adapter(folder / "CLP", "CLP", base, seed=3, layers=3)
+    save_adapter(folder / "CLP", "CLP", base, seed=3, layers=None)
     save_bert_classifier(folder / "CAMS", "CAMS")
     return folder
 
@@ -67,16 +67,16 @@ def logits_by_peft(folder, base, layers, dataset, texts):
     from transformers import AutoTokenizer, BertForSequenceClassification
 
     tokenizer = AutoTokenizer.from_pretrained(str(base))
-    model = BertForSequenceClassification.from_pretrained(
-        str(base), num_labels=len(dataset.labels), num_hidden_layers=layers
-    )
+    model = BertForSequenceClassification.from_pretrained(str(base), num_labels=len(dataset.labels))
+    if layers is not None:
+        model.bert.encoder.layer = torch.nn.ModuleList(model.bert.encoder.layer[index] for index in layers)
     model = PeftModel.from_pretrained(model, str(folder)).eval()
     with torch.no_grad():
         rows = [model(**tokenizer([text], return_tensors="pt", truncation=True, max_length=512)) for text in texts]
     return torch.cat([row.logits for row in rows]).numpy()
 
 
-@pytest.mark.parametrize(("name", "layers"), [("SAD", 2), ("CLP", 3)])
+@pytest.mark.parametrize(("name", "layers"), [("SAD", (0, 2)), ("CLP", None)])
 def test_logits_are_those_of_peft(models, base, name, layers):
     dataset = DATASETS[name]
     expected = logits_by_peft(models / name, base, layers, dataset, TEXTS)
@@ -114,8 +114,8 @@ def test_switching_equals_loading_each_alone(models, monkeypatch):
     monkeypatch.setattr(adapters, "load_model", lambda *args, **more: loads.append(more) or load(*args, **more))
     shared = open_all(models, ["SAD", "DR", "CLP"])
     turns = [(dataset, shared[dataset.name].logits(dataset, TEXTS)) for dataset in (SAD, DR, SAD, CLP, DR, SAD)]
-    # The base is read once for the two adapters of two layers, and once for the one of three.
-    assert [more["num_hidden_layers"] for more in loads] == [2, 3]
+    # The base is read once for the two adapters of two layers, and once for the one of all.
+    assert len(loads) == 2
     for dataset, logits in turns:
         alone = open_labeler(models / dataset.name, dataset).logits(dataset, TEXTS)
         np.testing.assert_allclose(logits, alone, atol=1e-5)
@@ -201,13 +201,13 @@ def test_max_tokens_cuts_and_is_counted(broken):
 
 
 def test_a_foreign_adapter_without_settings(base, tmp_path):
-    folder = save_adapter(tmp_path / "SAD", "SAD", base, layers=3, labeler=False)
+    folder = save_adapter(tmp_path / "SAD", "SAD", base, layers=None, labeler=False)
     labeler = open_labeler(folder, SAD)
     logits = torch.tensor(labeler.logits(SAD, TEXTS))
     result = labeler.label(SAD, TEXTS)
     assert result.clear is None and "unclear" not in result.counts
     assert result.confidences == pytest.approx(logits.softmax(dim=-1).max(dim=-1).values.tolist(), abs=1e-6)
-    np.testing.assert_allclose(logits, logits_by_peft(folder, base, 3, SAD, TEXTS), atol=1e-5)
+    np.testing.assert_allclose(logits, logits_by_peft(folder, base, None, SAD, TEXTS), atol=1e-5)
 
 
 def test_a_full_checkpoint_with_settings(tmp_path):
@@ -285,11 +285,26 @@ def test_embedded_minilm_needs_no_network(tmp_path, monkeypatch):
     from imhi.checkpoints import EMBEDDED
 
     pytest.importorskip(EMBEDDED["embedded:minilm"].package)
-    folder = save_adapter(tmp_path / "SAD", "SAD", "embedded:minilm", layers=1)
+    folder = save_adapter(tmp_path / "SAD", "SAD", "embedded:minilm", layers=(5,))
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection"))
     labeler = open_labeler(folder, SAD)
-    expected = logits_by_peft(folder, labeler.base.folder, 1, SAD, TEXTS)
+    expected = logits_by_peft(folder, labeler.base.folder, (5,), SAD, TEXTS)
     np.testing.assert_allclose(labeler.logits(SAD, TEXTS), expected, atol=1e-5)
+
+
+def test_a_second_labelling_finds_the_first(models, tmp_path, capsys):
+    from imhi.data import read_responses, write_table
+    from imhi.labelling import label_folder
+
+    write_table(
+        tmp_path / "SAD.csv", ("goldens", "generated_text"), [("work. Reasoning: x", "work."), ("school.", "no")]
+    )
+    responses = {"SAD": read_responses(SAD, tmp_path / "SAD.csv")}
+    out = tmp_path / "out"
+    out.mkdir()
+    for expected in (False, True):
+        label_folder(responses, {"SAD": open_labeler(models / "SAD", SAD)}, out, overwrite=False)
+        assert ("already labelled" in capsys.readouterr().err) is expected
 
 
 def edit_tensors(folder, edit):
@@ -362,9 +377,10 @@ def cut(folder):
         (lambda folder: change(folder, temperature=0), ["labeler.json: temperature is 0, expected a number above 0"]),
         (lambda folder: change(folder, unclear_below=1.5), ["unclear_below is 1.5, expected a probability"]),
         (lambda folder: change(folder, max_tokens=2), ["max_tokens is 2, expected"]),
-        (lambda folder: change(folder, num_hidden_layers="two"), ['num_hidden_layers is "two", expected']),
-        (lambda folder: change(folder, num_hidden_layers=4), ["was trained on 4 layers", "has 3"]),
-        (lambda folder: change(folder, num_hidden_layers=1), ["without a place", "read to layer 1"]),
+        (lambda folder: change(folder, layers="two"), ['layers is "two", expected a list of layer numbers']),
+        (lambda folder: change(folder, layers=[0, 3]), ["layers 0 3", "has 3; give rising numbers from 0 to 2"]),
+        (lambda folder: change(folder, layers=[1]), ["without a place", "layers (1,)"]),
+        (lambda folder: change(folder, num_hidden_layers=2), ["num_hidden_layers is not a setting"]),
         (lambda folder: change(folder, classes=["no", "yes"]), ["has the classes no, yes; SAD has school, financial"]),
         (lambda folder: change(folder, classes="no"), ['classes is "no", expected a list of class names']),
         (lambda folder: change(folder, dataset="DR"), ["is of a classifier of DR, but the data is SAD"]),

@@ -5,7 +5,7 @@ import pytest
 from imhi.benchmark import DATASETS, match_gold
 from imhi.labelers.challenge import UNCLEAR, read_challenge
 from imhi.labelers.rules import label_by_rule
-from imhi.training.answers import SHARED_WRITING, WRITING, AnswerWriter, read_writing, sentences_of
+from imhi.training.answers import WRITING, AnswerWriter, read_writing, sentences_of
 from imhi.training.lessons import UNDECIDED_SHARE, Lessons
 
 
@@ -61,9 +61,14 @@ def test_validation_answers_use_sentences_of_their_own():
         training, validation = AnswerWriter(DATASETS[name]).bank, AnswerWriter(DATASETS[name], "validation").bank
         for label in DATASETS[name].label_names:
             ours, theirs = training["labels"][label], validation["labels"][label]
-            for kind in ("statements", "conclusions", "contrasts"):
+            for kind in ("statements", "conclusions", "contrasts", "evidence"):
+                if isinstance(ours[kind], dict):
+                    for aspect in ours[kind]:
+                        assert not set(ours[kind][aspect]) & set(theirs[kind][aspect])
+                    continue
                 assert ours[kind] and theirs[kind]
                 assert not set(ours[kind]) & set(theirs[kind])
+        assert not set(training["undecided"]) & set(validation["undecided"])
 
 
 def test_the_challenge_set_shares_no_answer_with_the_training_sentences():
@@ -92,8 +97,10 @@ def test_the_challenge_set_shares_no_answer_with_the_training_sentences():
 def test_the_challenge_set_has_sixty_answers_a_family_in_many_styles():
     everything = read_challenge()
     assert len({answer.id for answer in everything}) == len(everything)
-    for family in {SHARED_WRITING.get(name, name) for name in DATASETS}:
-        names = [name for name in DATASETS if SHARED_WRITING.get(name, name) == family]
+    families = {dataset.family or name for name, dataset in DATASETS.items()}
+    assert len(families) == 9
+    for family in families:
+        names = [name for name, dataset in DATASETS.items() if (dataset.family or name) == family]
         said = [answer for name in names for answer in read_challenge(name) if answer.label != UNCLEAR]
         assert len(said) >= 60, family
         assert len({answer.style for answer in said}) >= 14

@@ -6,12 +6,12 @@ from imhi.benchmark import DATASETS, gold_answer, query
 from imhi.data import DataRoot
 from imhi.errors import UserError
 from imhi.training.corpus import (
-    BORROWED,
     FOLDS,
     evaluation_rows,
     fold_of,
     is_validation,
     read_corpus,
+    stem_of,
 )
 
 
@@ -55,6 +55,28 @@ def test_no_test_post_is_learned_from_whatever_its_set_and_writing(root):
     assert corpus.dropped["DR"] == 2
 
 
+def test_near_copies_and_explanations_of_test_rows_are_held_out(tmp_path):
+    long = "a post about a lathe that was sold " * 4
+    write(tmp_path, "test_data/test_instruction/DR.csv", "DR", [(long + "and more", "yes", ""), ("short", "no", "")])
+    write(tmp_path, "test_data/test_complete/DR.csv", "DR", [("cut off elsewhere", "yes", ""), ("short", "no", "")])
+    rows = [
+        (long.replace(" l", "l") + "but another end", "yes", ""),
+        ("cut off elsewhere", "yes", ""),
+        ("kept", "no", ""),
+    ]
+    write(tmp_path, "train_data/instruction_data/DR/train.csv", "DR", rows)
+    path = tmp_path / "train_data/instruction_data/DR/train.csv"
+    told = 'Consider this post: ""new"" Question: Does the poster suffer from depression?'
+    path.write_text(
+        path.read_text(encoding="utf-8")
+        + f'"{told}","Yes, the poster suffers from depression. Reasoning: It says short."\n',
+        encoding="utf-8",
+    )
+    corpus = read_corpus(DataRoot(tmp_path, "test"))
+    assert [row.post for row in corpus.training["DR"]] == ["kept"]
+    assert corpus.dropped["DR"] == 3
+
+
 def test_sets_without_training_files_learn_from_their_test_rows_but_for_expert_posts(root):
     corpus = read_corpus(root)
     assert corpus.is_cross_validated("CAMS") and not corpus.is_cross_validated("DR")
@@ -78,10 +100,12 @@ def test_a_set_without_rows_borrows_its_neighbours(root):
 
 
 def test_borrowed_labels_are_in_the_table():
-    for name, sources in BORROWED.items():
-        for source, renamed in sources.items():
-            assert set(renamed) <= set(DATASETS[source].label_names)
-            assert set(renamed.values()) <= set(DATASETS[name].label_names)
+    borrowing = {name for name, dataset in DATASETS.items() if dataset.borrows}
+    assert borrowing == {"CLP", "swmh"}
+    for name in borrowing:
+        for source, renamed in DATASETS[name].borrows:
+            assert set(dict(renamed)) <= set(DATASETS[source].label_names)
+            assert set(dict(renamed).values()) <= set(DATASETS[name].label_names)
 
 
 def test_an_explanation_that_contradicts_its_head_is_known(tmp_path):
@@ -104,16 +128,17 @@ def test_a_root_without_answers_is_refused(tmp_path):
 
 def test_the_released_files_are_sorted_without_leaks(real_data):
     corpus = read_corpus(DataRoot(real_data, "test"))
-    held_out = {row.post for rows in [*corpus.test.values(), *corpus.expert.values()] for row in rows}
+    measured = [row for rows in [*corpus.test.values(), *corpus.expert.values()] for row in rows]
     for rows in corpus.training.values():
-        assert not held_out & {row.post for row in rows}
+        assert not {stem_of(row.post) for row in measured} & {stem_of(row.post) for row in rows}
+        assert not {row.explanation for row in measured} & {row.explanation for row in rows}
     assert {name: len(rows) for name, rows in corpus.training.items()} == {
         "DR": 1433,
         "dreaddit": 3100,
-        "SAD": 6161,
-        "MultiWD": 816,
-        "Irf": 649,
+        "SAD": 6160,
+        "MultiWD": 792,
+        "Irf": 647,
     }
     assert [name for name in DATASETS if corpus.is_cross_validated(name)] == ["t-sid", "CAMS", "loneliness"]
-    share = sum(is_validation(row.post) for row in corpus.training["SAD"]) / 6161
+    share = sum(is_validation(row.post) for row in corpus.training["SAD"]) / 6160
     assert 0.08 < share < 0.12

@@ -10,6 +10,7 @@ from imhi.data import DataRoot, samples_root
 from imhi.errors import UserError
 from imhi.labelers.folders import open_labelers
 from imhi.training import fitting, labelers
+from imhi.training.corpus import fold_of, is_validation, read_corpus
 from imhi.training.fitting import Recipe
 from imhi.training.labelers import figures_table, train_labelers
 
@@ -46,7 +47,7 @@ def weights(out, name="SAD"):
 def test_equal_seeds_give_equal_weights_and_other_seeds_others(trained, root, tmp_path):
     train_labelers(root, tmp_path / "again", QUICK, datasets=["SAD"])
     assert weights(tmp_path / "again") == weights(trained[0])
-    other = Recipe(**{**QUICK.__dict__, "seed": 1, "common_chunks": 1, "chunks": 1})
+    other = Recipe(**{**QUICK.__dict__, "seed": 1})
     train_labelers(root, tmp_path / "other", other, datasets=["SAD"])
     assert weights(tmp_path / "other") != weights(trained[0])
 
@@ -87,6 +88,46 @@ def test_another_recipe_in_the_same_folder_is_refused(trained, root):
         train_labelers(root, trained[0], Recipe(), datasets=["SAD"])
 
 
+def test_figures_interrupted_do_not_cost_the_fit(root, tmp_path, monkeypatch):
+    figures = labelers.figures_of
+    monkeypatch.setattr(labelers, "figures_of", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train_labelers(root, tmp_path, QUICK, datasets=["SAD"])
+    before = weights(tmp_path)
+    monkeypatch.setattr(labelers, "figures_of", figures)
+    monkeypatch.setattr(labelers, "fit", None)
+    settings = train_labelers(root, tmp_path, QUICK, datasets=["SAD"])["SAD"]
+    assert weights(tmp_path) == before and settings["figures"]["sets"]["challenge"]["answers"] > 60
+
+
+def test_a_strangers_folder_is_left_alone(root, tmp_path):
+    (tmp_path / "SAD").mkdir()
+    (tmp_path / "SAD" / "pytorch_model.bin").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="holds SAD, and not from a training of this toolkit"):
+            train_labelers(root, tmp_path, QUICK, datasets=["DR"], overwrite=overwrite)
+    assert (tmp_path / "SAD" / "pytorch_model.bin").read_text() == "precious"
+
+
+def test_overwrite_leaves_nothing_of_another_recipe(trained, root, tmp_path):
+    out = shutil.copytree(trained[0], tmp_path / "out")
+    other = Recipe(**{**QUICK.__dict__, "seed": 1, "common_chunks": 1, "chunks": 1})
+    train_labelers(root, out, other, datasets=["SAD"], overwrite=True)
+    assert not (out / "swmh").exists() and weights(out) != weights(trained[0])
+
+
+def test_a_mistake_in_the_base_does_not_claim_the_folder(root, tmp_path, tiny_llama):
+    with pytest.raises(UserError, match="expected a BERT encoder"):
+        train_labelers(root, tmp_path, Recipe(base=str(tiny_llama)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_is_one_line(root, tmp_path):
+    recipe = Recipe(**{**QUICK.__dict__, "learning_rate": float("inf")})
+    with pytest.raises(UserError, match="the loss of common is no longer finite; take a lower one"):
+        train_labelers(root, tmp_path, recipe, datasets=["SAD"])
+
+
 def test_label_inference_takes_the_folder(trained):
     import torch
 
@@ -102,9 +143,16 @@ def test_label_inference_takes_the_folder(trained):
     assert "SAD" in figures_table(settings)
 
 
-def test_a_set_with_test_rows_alone_is_cross_validated(root, tmp_path):
+def test_a_set_with_test_rows_alone_is_cross_validated(root, tmp_path, monkeypatch):
     """CAMS without its training files: one fit a fold, every row predicted by a classifier that did not see its post."""
     shutil.copytree(samples_root() / "test_data", tmp_path / "data" / "test_data")
+    fits = {}
+
+    def watched(lessons, *arguments, name, **more):
+        fits[name] = {row.post for rows in lessons.rows.get("CAMS", {}).values() for row in rows}
+        return fitting.fit(lessons, *arguments, name=name, **more)
+
+    monkeypatch.setattr(labelers, "fit", watched)
     settings = train_labelers(
         DataRoot(tmp_path / "data", "test"),
         tmp_path / "out",
@@ -114,8 +162,12 @@ def test_a_set_with_test_rows_alone_is_cross_validated(root, tmp_path):
     assert settings["training"]["learned_from"] == "its test rows"
     assert "each by the classifier of 5 that did not learn from its post" in settings["figures"]["gold_rows"]
     rows = settings["training"]["rows"] + settings["training"]["validation_rows"]
-    assert settings["figures"]["sets"]["gold, no head"]["answers"] == rows
-    assert len(list((tmp_path / "out" / "work").glob("CAMS.fold*/labeler.json"))) == 5
+    assert settings["figures"]["sets"]["gold, no head"]["answers"] == rows == 10
+    assert set(fits) == {"common", "CAMS", *(f"CAMS.fold{fold}" for fold in range(5))}
+    every = {row.post for row in read_corpus(DataRoot(tmp_path / "data", "test")).test["CAMS"]}
+    for fold in range(5):
+        assert fits[f"CAMS.fold{fold}"] == {post for post in every if fold_of(post) != fold and not is_validation(post)}
+    assert not settings["training"]["unseen_test_rows"] or settings["training"]["validation_rows"]
 
 
 def test_a_whole_checkpoint_is_trained_and_read_back(root, tmp_path):
@@ -124,6 +176,11 @@ def test_a_whole_checkpoint_is_trained_and_read_back(root, tmp_path):
     recipe = Recipe(rank=0, layers=None, common_chunks=1, chunks=1, batch=1, max_tokens=32, check_every=1)
     train_labelers(root, tmp_path, recipe, datasets=["DR"])
     assert (tmp_path / "DR" / "model.safetensors").exists()
+    again = Recipe(**{**recipe.__dict__, "base": str(tmp_path / "DR"), "rank": 2})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        train_labelers(root, tmp_path / "again", Recipe(**{**again.__dict__, "base": "DR"}), datasets=["SAD"])
+    assert json.loads((tmp_path / "again" / "SAD" / "labeler.json").read_text())["base"] == str(tmp_path / "DR")
     config = json.loads((tmp_path / "DR" / "config.json").read_text())
     assert config["id2label"] == {"0": "no", "1": "yes"}
     found = open_labelers(tmp_path, [DATASETS["DR"]], device="cpu", dtype=torch.float32)

@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_datasets_argument(labelers)
     labelers.add_argument(
-        "--base", default=default.base, help=f"a BERT encoder: path, hub id or embedded: name (default {default.base})"
+        "--base",
+        default=default.base,
+        help=f"a BERT encoder: path, hub id or embedded: name (default {default.base});\n"
+        "its classifiers are adapters of it, or, with --full, checkpoints of its size",
     )
     labelers.add_argument(
         "--layers",
@@ -45,9 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labelers.add_argument(
         "--full", action="store_true", help="train all weights into whole checkpoints, without an adapter"
     )
-    labelers.add_argument(
-        "--rank", type=positive, default=default.rank, help=f"rank of the adapters (default {default.rank})"
-    )
+    labelers.add_argument("--rank", type=positive, help=f"rank of the adapters (default {default.rank})")
     labelers.add_argument(
         "--learning_rate", type=float, help=f"peak (default {default.learning_rate}, with --full 5e-05)"
     )
@@ -81,6 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
     from imhi.training.fitting import Recipe
 
     default = Recipe()
+    if arguments.full and arguments.rank is not None:
+        raise UserError("--rank has no effect with --full, which trains all weights; leave one of them out")
+    if arguments.dtype == "float16":
+        raise UserError("--dtype float16 is not trained in; take bfloat16 or float32")
     if arguments.learning_rate is not None and not 0 < arguments.learning_rate < 1:
         raise UserError(f"--learning_rate {arguments.learning_rate}: expected a number above 0 and below 1")
     rate = arguments.learning_rate or (5e-5 if arguments.full else default.learning_rate)
@@ -91,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         else default.layers
         if arguments.base == default.base
         else None,
-        rank=0 if arguments.full else arguments.rank,
+        rank=0 if arguments.full else arguments.rank or default.rank,
         learning_rate=rate,
         own_rate=rate * default.own_rate / default.learning_rate,
         common_chunks=arguments.common_chunks,

@@ -15,24 +15,27 @@ from imhi.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["first_token_logits", "keep_layers"]
+__all__ = ["check_layers", "first_token_logits", "keep_layers"]
+
+
+def check_layers(layers: Sequence[int], present: int, folder: Path) -> None:
+    """UserError where `layers` are not rising numbers of the `present` layers of the encoder in `folder`."""
+    if not layers or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < present:
+        chosen = " ".join(map(str, layers)) or "none"
+        raise UserError(f"layers {chosen}: {folder} has {present}; give rising numbers from 0 to {present - 1}")
 
 
 def keep_layers(model: Any, layers: Sequence[int], folder: Path) -> None:
     """Drop all encoder layers of a ``BertForSequenceClassification`` but `layers` (counted from 0), in place.
 
     UserError where `folder`, the checkpoint it came from, has no such layers.  Half of a small encoder, its last layer
-    among them, reads answers as well as the whole: Sajjad et al., "On the Effect of Dropping Layers of Pre-trained
-    Transformer Models", Computer Speech & Language 2023.
+    among them, reads answers well enough: Sajjad et al., "On the Effect of Dropping Layers of Pre-trained Transformer
+    Models", Computer Speech & Language 2023.
     """
     from torch.nn import ModuleList
 
     present = model.bert.encoder.layer
-    if not layers or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < len(present):
-        chosen = " ".join(map(str, layers)) or "none"
-        raise UserError(
-            f"layers {chosen}: {folder} has {len(present)}; give rising numbers from 0 to {len(present) - 1}"
-        )
+    check_layers(layers, len(present), folder)
     model.bert.encoder.layer = ModuleList(present[index] for index in layers)
     model.config.num_hidden_layers = len(layers)
 

@@ -66,6 +66,12 @@ def read_settings(folder: Path, dataset: Dataset) -> Settings:
                 f"{FLAG}: {path}: {name} is {json.dumps(content[name])[:60]}, expected {expected}; "
                 "mend it, or copy the file again"
             )
+    strange = sorted(content.keys() - _EXPECTED.keys() - {"format", "training", "figures"})
+    if strange:
+        raise UserError(
+            f"{FLAG}: {path}: {strange[0]} is not a setting of format {FORMAT}; take the toolkit that wrote it, or train "
+            "the classifier again"
+        )
     _check_classes(path, content, dataset)
     given = {name: content[name] for name in Settings.__dataclass_fields__ if content.get(name) is not None}
     return Settings(**given)

@@ -20,14 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from imhi.benchmark import Dataset, Label, head_of, question
+from imhi.benchmark import DATASETS, Dataset, Label, head_of, question
 
 __all__ = ["AnswerWriter", "read_writing", "sentences_of", "writing_digests"]
 
 WRITING = Path(__file__).parent / "writing"
-# Sets that ask the same question share their sentences.
-SHARED_WRITING = {"DR": "depression", "CLP": "depression"}
-
 # Of answers around a gold explanation, how many get one of ours instead.
 OWN_SHARE = 0.2
 
@@ -39,6 +36,12 @@ def read_writing(name: str) -> dict[str, Any]:
     """The sentences of ``writing/NAME.json``."""
     content: dict[str, Any] = json.loads((WRITING / f"{name}.json").read_text(encoding="utf-8"))
     return content
+
+
+def _writing_of(dataset: Dataset) -> str:
+    """Sets of one family share their sentences; a family of one has those of its set."""
+    names = [other.name for other in DATASETS.values() if dataset.family and other.family == dataset.family]
+    return dataset.family if len(names) > 1 else dataset.name
 
 
 def _part(content: Any, part: str) -> Any:
@@ -70,7 +73,7 @@ class AnswerWriter:
     def __init__(self, dataset: Dataset, part: str = "training"):
         """`part` is "training" or "validation": every seventh sentence of a list is written in validation answers only."""
         self.dataset = dataset
-        self.bank = _part(read_writing(SHARED_WRITING.get(dataset.name, dataset.name)), part)
+        self.bank = _part(read_writing(_writing_of(dataset)), part)
         self.common = _part(read_writing("common"), part)
         missing = set(dataset.label_names) ^ set(self.bank["labels"])
         if missing:

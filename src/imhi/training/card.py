@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from imhi.benchmark import DATASETS
-from imhi.training.fitting import Recipe
+from imhi.checkpoints import EMBEDDED
 
 __all__ = ["card", "markdown_table"]
 
@@ -16,10 +16,13 @@ def markdown_table(headers: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def card(name: str, settings: dict[str, Any], recipe: Recipe) -> str:
+def card(name: str, settings: dict[str, Any]) -> str:
     """The text of ``README.md`` beside the classifier of dataset `name`; figures in per cent."""
     dataset, training, figures = DATASETS[name], settings["training"], settings["figures"]
-    sets = figures["sets"]
+    recipe, sets = training["recipe"], figures["sets"]
+    embedded = EMBEDDED.get(recipe["base"])
+    origin = embedded.hub if embedded else recipe["base"]
+    licence = embedded.licence.lower() if embedded else "other"
     rows = []
     for kind, found in sets.items():
         cells = [_interval(found[figure]) for figure in ("accuracy", "weighted_f1", "macro_f1")]
@@ -27,28 +30,28 @@ def card(name: str, settings: dict[str, Any], recipe: Recipe) -> str:
         rows.append([kind, str(found["answers"]), *cells, *errors])
     challenge = sets["challenge"]
     none = (challenge["says_no_label"], challenge["says_no_label_called_unclear"])
-    layers = f"layers {', '.join(map(str, recipe.layers))} (from 0)" if recipe.layers else "all layers"
+    layers = f"layers {', '.join(map(str, recipe['layers']))} (from 0)" if recipe["layers"] else "all layers"
     kind_of_model = (
-        f"LoRA adapter (rank {recipe.rank}) and head on {layers} of `{recipe.base}`"
-        if recipe.rank
-        else f"BERT sequence classifier, trained from `{recipe.base}`"
+        f"LoRA adapter (rank {recipe['rank']}) and head on {layers} of `{origin}`"
+        if recipe["rank"]
+        else f"BERT sequence classifier, trained from `{origin}`"
     )
     classes = ", ".join(f"{index} {label}" for index, label in enumerate(settings["classes"]))
     confusions = "\n\n".join(
         _confusion(kind, sets[kind]["confusion"], name) for kind in ("gold, no head", "challenge") if kind in sets
     )
     return f"""---
-license: mit
-library_name: {"peft" if recipe.rank else "transformers"}
-base_model: {recipe.base}
+license: {licence}
+library_name: {"peft" if recipe["rank"] else "transformers"}
+base_model: {origin}
 ---
 # Label classifier for {name}
 
 {kind_of_model}. It reads a model's answer to "{dataset.instruction_question}" and names the label that the answer
 gives: {classes}. It does not see the post, and it does not judge whether the label is right.
 
-For research on language models. Not for clinical use: it says nothing about a person.
-
+For research on language models. Not for clinical use: it says nothing about a person. The licence is that of the base.
+{_samples(training)}
 ## What it learned from
 
 {_source(name, training)}
@@ -62,7 +65,9 @@ Best of {training["chunks"]} chunks: {training["best_chunk"]}.
 ## How good it is
 
 Gold rows: {figures["gold_rows"]}. Per cent, with 95 % bootstrap intervals (over posts for gold rows); ECE is the expected
-calibration error with 10 bins, with and without the temperature; "unclear" is the share under the threshold.
+calibration error with 10 bins, with and without the temperature; "unclear" is the share under the threshold, that is
+of the texts that name no label in the classifier's eyes. A figure of 100 has an interval without width by this method;
+with n answers, all right, the exact lower bound is 0.025^(1/n).
 
 {markdown_table(["answers", "n", "accuracy", "weighted F1", "macro F1", "ECE", "ECE, T = 1", "unclear"], rows)}
 
@@ -72,6 +77,14 @@ Of {none[0]} challenge answers that say no label, {none[1]} are called unclear.
 
 Made by `imhi train labelers`; recipe, versions and figures are in `labeler.json`.
 """
+
+
+def _samples(training: dict[str, Any]) -> str:
+    return (
+        "\n**Trained on the toolkit's made-up sample rows: good for a test of the code, for nothing else.**\n"
+        if training["sample_rows"]
+        else ""
+    )
 
 
 def _interval(figure: dict[str, float]) -> str:
@@ -84,8 +97,8 @@ def _source(name: str, training: dict[str, Any]) -> str:
     if training["learned_from"] == "its test rows":
         return (
             f"There are no training files for {name}: this classifier saw {total}, which are the released test rows but those "
-            "of expert posts; the 0-based rows kept for validation are listed in `labeler.json`. Its gold figures come from "
-            "grouped cross-validation over posts and not from this classifier itself."
+            "of expert posts; the 0-based test rows that it did not see are `unseen_test_rows` in `labeler.json`. Its gold "
+            "figures come from grouped cross-validation over posts and not from this classifier itself."
         )
     if training["learned_from"] == "borrowed rows":
         source = " and ".join(training["borrowed_from"]) or "no other set"

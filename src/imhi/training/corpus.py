@@ -6,7 +6,7 @@ Posts are shared between the sets of the benchmark, so rows are kept apart by po
 - a post of any test or expert file, in either form, is in nobody's training rows, nor is one that begins like it
   (`stem_of`: the same 100 letters), nor an explanation of one;
 - a set without training files has only its test rows: grouped cross-validation over its posts gives its figures, and
-  the shipped classifier learns from those rows (no other set's classifier does, except as `BORROWED` says);
+  the shipped classifier learns from those rows (no other set's classifier does, except as the table's `borrows` says);
 - a set without any rows borrows those of a neighbouring set, label by label.
 
 Validation rows (early stopping, temperature, threshold) are a tenth of the posts, chosen by the post's digest.
@@ -26,7 +26,6 @@ from imhi.errors import UserError
 from imhi.labelers.rules import label_by_rule
 
 __all__ = [
-    "BORROWED",
     "FOLDS",
     "Corpus",
     "Explained",
@@ -38,18 +37,6 @@ __all__ = [
 ]
 
 FOLDS = 5
-
-# Sets whose training or test rows another set's classifier may learn from, with the label each label becomes there.
-BORROWED: dict[str, dict[str, dict[str, str]]] = {
-    "CLP": {"DR": {"yes": "yes", "no": "no"}},
-    "swmh": {
-        "t-sid": {
-            "depression": "depression",
-            "suicide or self-harm tendency": "suicide",
-            "no mental disorders": "no mental disorders",
-        }
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -109,11 +96,15 @@ class Corpus:
                 row.explanation,
                 row.index,
             )
-            for source, renamed in BORROWED.get(name, {}).items()
+            for source, renamed in _borrows(name).items()
             for row in self.learnable(source)
             if row.label in renamed and stem_of(row.post) not in measured_on
         ]
         return [*own, *borrowed]
+
+
+def _borrows(name: str) -> dict[str, dict[str, str]]:
+    return {source: dict(renamed) for source, renamed in DATASETS[name].borrows}
 
 
 def stem_of(post: str) -> str:
@@ -204,7 +195,7 @@ def evaluation_rows(corpus: Corpus, name: str) -> tuple[str, list[Explained]]:
         return f"the {len(corpus.test[name])} test rows", corpus.test[name]
     if corpus.expert.get(name):
         return f"the {len(corpus.expert[name])} expert rows", corpus.expert[name]
-    for source, renamed in BORROWED.get(name, {}).items():
+    for source, renamed in _borrows(name).items():
         rows = [
             Explained(name, row.post, renamed[row.label], renamed.get(row.says, renamed[row.label]), row.explanation)
             for row in corpus.test.get(source, [])

@@ -7,12 +7,14 @@ calibration error before and after the temperature, and the share of answers cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from imhi.benchmark import Dataset, gold_answer
-from imhi.labelers.challenge import UNCLEAR, read_challenge
+from imhi.labelers.challenge import CHALLENGE, UNCLEAR, read_challenge
 from imhi.statistics import (
     bootstrap_intervals,
     expected_calibration_error,
@@ -26,7 +28,7 @@ from imhi.training.lessons import Lesson
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Calibration", "calibrate", "figures_of", "gold_sets"]
+__all__ = ["Calibration", "Judged", "calibrate", "challenge_digest", "figures_of", "gold_sets"]
 
 Logits = Callable[[Sequence[str]], "np.ndarray"]
 
@@ -39,13 +41,67 @@ class Calibration:
     ----------
     temperature : logits are divided by it.
     unclear_below : confidence under which an answer is taken to say no label.
-    answers, undecided : validation answers that say a label, and that say none.
     """
 
     temperature: float
     unclear_below: float
-    answers: int
-    undecided: int
+
+
+@dataclass
+class Judged:
+    """What classifiers make of some answers; each row may have had a classifier of its own.
+
+    Attributes
+    ----------
+    logits : before the temperature, shape (rows, classes).
+    temperature, unclear_below : of the row's classifier, shape (rows,).
+    """
+
+    logits: np.ndarray
+    temperature: np.ndarray
+    unclear_below: np.ndarray
+
+    @classmethod
+    def by(cls, calibration: Calibration, logits: np.ndarray) -> Judged:
+        """All rows judged by one classifier."""
+        import numpy as np
+
+        rows = len(logits)
+        return cls(logits, np.full(rows, calibration.temperature), np.full(rows, calibration.unclear_below))
+
+    @classmethod
+    def nothing(cls, rows: int, classes: int) -> Judged:
+        """Rows still to be `put`; NaN until then, so that one left out shows."""
+        import numpy as np
+
+        return cls(np.full((rows, classes), np.nan), np.full(rows, np.nan), np.full(rows, np.nan))
+
+    def put(self, at: Sequence[int], part: Judged) -> None:
+        """Set the rows `at`."""
+        self.logits[at], self.temperature[at], self.unclear_below[at] = (
+            part.logits,
+            part.temperature,
+            part.unclear_below,
+        )
+
+    def of(self, at: Sequence[int]) -> Judged:
+        """The rows `at` alone."""
+        return Judged(self.logits[at], self.temperature[at], self.unclear_below[at])
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Class index per row."""
+        return self.logits.argmax(axis=1)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Probability of the predicted class, per row."""
+        return softmax(self.logits, self.temperature[:, None]).max(axis=1)
+
+    @property
+    def unclear(self) -> np.ndarray:
+        """Whether each answer is taken to say no label."""
+        return self.confidence < self.unclear_below
 
 
 def calibrate(dataset: Dataset, logits: Logits, validation: Sequence[Lesson]) -> Calibration:
@@ -55,10 +111,19 @@ def calibrate(dataset: Dataset, logits: Logits, validation: Sequence[Lesson]) ->
     scores = logits([lesson.text for lesson in validation])
     said = np.array([lesson.label is not None for lesson in validation])
     classes = [dataset.label_names.index(lesson.label) for lesson in validation if lesson.label is not None]
-    temperature = fit_temperature(scores[said], classes)
+    temperature = round(fit_temperature(scores[said], classes), 4)
     confidence = softmax(scores, temperature).max(axis=1)
-    threshold = fit_threshold(confidence[said], confidence[~said])
-    return Calibration(round(temperature, 4), round(threshold, 4), int(said.sum()), int((~said).sum()))
+    # Rounded down: rounded up, it would call an answer unclear that was to be kept.
+    threshold = math.floor(1e4 * fit_threshold(confidence[said], confidence[~said])) / 1e4
+    return Calibration(temperature, threshold)
+
+
+def challenge_digest() -> str:
+    """What the challenge figures depend on: SHA-256 of its files."""
+    digest = hashlib.sha256()
+    for path in sorted(CHALLENGE.glob("*.jsonl")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def gold_sets(dataset: Dataset, rows: Sequence[Explained]) -> dict[str, list[str]]:
@@ -71,54 +136,40 @@ def gold_sets(dataset: Dataset, rows: Sequence[Explained]) -> dict[str, list[str
 
 
 def figures_of(
-    dataset: Dataset,
-    rows: Sequence[Explained],
-    gold_logits: dict[str, np.ndarray],
-    logits: Logits,
-    calibration: Calibration,
+    dataset: Dataset, rows: Sequence[Explained], gold: Mapping[str, Judged], logits: Logits, shipped: Calibration
 ) -> dict[str, Any]:
     """The card's figures: name of the set → figures, as plain values.
 
     Parameters
     ----------
     rows : gold rows that the classifier (or the one of their fold) never learned from; may be empty.
-    gold_logits : per set of `gold_sets`, the logits of its texts.
-    logits : of the shipped classifier, for the challenge set.
+    gold : per set of `gold_sets`, what was made of its texts.
+    logits, shipped : the shipped classifier and its calibration, for the challenge set.
     """
     names = list(dataset.label_names)
-    found: dict[str, Any] = {}
     posts = [row.post for row in rows]
-    for name, scores in gold_logits.items():
-        gold = [names.index(row.label) for row in rows]
-        found[name] = _figures(dataset, gold, scores, calibration, posts)
+    truth = [names.index(row.label) for row in rows]
+    found = {kind: _figures(dataset, truth, judged, posts) for kind, judged in gold.items() if rows}
     if rows:
         found["gold, no head"]["contradict_their_head"] = sum(row.label != row.says for row in rows)
     answers = read_challenge(dataset.name)
-    said = [answer for answer in answers if answer.label != UNCLEAR]
-    scores = logits([answer.text for answer in answers])
-    keep = [index for index, answer in enumerate(answers) if answer.label != UNCLEAR]
-    challenge = _figures(dataset, [names.index(answer.label) for answer in said], scores[keep], calibration, None)
-    rest = [index for index in range(len(answers)) if index not in set(keep)]
-    confidence = softmax(scores[rest], calibration.temperature).max(axis=1)
+    judged = Judged.by(shipped, logits([answer.text for answer in answers]))
+    said = [index for index, answer in enumerate(answers) if answer.label != UNCLEAR]
+    rest = [index for index, answer in enumerate(answers) if answer.label == UNCLEAR]
+    challenge = _figures(dataset, [names.index(answers[index].label) for index in said], judged.of(said), None)
     challenge["says_no_label"] = len(rest)
-    challenge["says_no_label_called_unclear"] = int((confidence < calibration.unclear_below).sum())
-    predicted = scores[keep].argmax(axis=1)
-    challenge["misses"] = [
-        answer.id for answer, at in zip(said, predicted, strict=True) if names[int(at)] != answer.label
-    ]
+    challenge["says_no_label_called_unclear"] = int(judged.of(rest).unclear.sum())
+    challenge["misses"] = [answers[at].id for at in said if names[int(judged.predicted[at])] != answers[at].label]
     found["challenge"] = challenge
     return found
 
 
-def _figures(
-    dataset: Dataset, gold: Sequence[int], logits: np.ndarray, calibration: Calibration, posts: Sequence[str] | None
-) -> dict[str, Any]:
+def _figures(dataset: Dataset, gold: Sequence[int], judged: Judged, posts: Sequence[str] | None) -> dict[str, Any]:
     import numpy as np
 
-    predicted = logits.argmax(axis=1)
+    predicted = judged.predicted
     right = predicted == np.asarray(gold)
     intervals = bootstrap_intervals(gold, predicted.tolist(), len(dataset.labels), groups=posts)
-    confidence = softmax(logits, calibration.temperature).max(axis=1)
     confusion: dict[str, dict[str, int]] = {}
     for truth, given in zip(gold, predicted.tolist(), strict=True):
         row = confusion.setdefault(dataset.label_names[truth], {})
@@ -129,8 +180,8 @@ def _figures(
             name: {"value": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
             for name, found in intervals.items()
         },
-        "ece": round(expected_calibration_error(confidence, right), 4),
-        "ece_before_temperature": round(expected_calibration_error(softmax(logits).max(axis=1), right), 4),
-        "called_unclear": round(float((confidence < calibration.unclear_below).mean()), 4),
+        "ece": round(expected_calibration_error(judged.confidence, right), 4),
+        "ece_before_temperature": round(expected_calibration_error(softmax(judged.logits).max(axis=1), right), 4),
+        "called_unclear": round(float(judged.unclear.mean()), 4),
         "confusion": confusion,
     }

@@ -1,31 +1,33 @@
 """Fitting one classifier to composed answers: a LoRA adapter, or a whole model, resumable and reproducible.
 
 Every step's answers are drawn from the seed and the step's number, so that a resumed fit sees what an uninterrupted
-one sees; there is no dropout, the composed answers never repeat.  On a CPU, equal seeds, threads and number formats
-give equal weights, bit for bit.
+one sees; there is no dropout, as hardly an answer comes twice.  On a CPU, equal seeds, threads and number formats give
+equal weights, bit for bit.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imhi.batching import is_out_of_memory
 from imhi.benchmark import DATASETS
 from imhi.checkpoints import load_model, load_tokenizer, read_config
 from imhi.errors import UserError
-from imhi.labelers.forward import first_token_logits, keep_layers
+from imhi.labelers.forward import check_layers, first_token_logits, keep_layers
 from imhi.talk import progress_bar
 from imhi.training.lessons import Lesson, Lessons
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Fitted", "Recipe", "fit", "save"]
+__all__ = ["Fitted", "Recipe", "check_base", "fit", "head_of_dataset", "save", "set_weights", "weights_of"]
 
 FLAG = "--base"
 # Answers are drawn and sorted by length in chunks of so many batches.
@@ -75,6 +77,16 @@ class Fitted:
     best_chunk: int
     chunks: int
     validation: list[tuple[int, float]]
+    seconds: float
+
+
+def check_base(base: Path, recipe: Recipe) -> None:
+    """Stop, before anything is written, on a base that the recipe cannot be cooked with."""
+    config = read_config(base, flag=FLAG)
+    if config.get("model_type") != "bert":
+        raise UserError(f"{FLAG}: {base} is a {config.get('model_type')!r} model; expected a BERT encoder")
+    if recipe.layers is not None:
+        check_layers(recipe.layers, config.get("num_hidden_layers", 12), base)
 
 
 def fit(
@@ -113,8 +125,10 @@ def fit(
     model.to(device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.01)
-    held = _encoded(tokenizer, validation, recipe.max_tokens)
+    limit = min(recipe.max_tokens, model.config.max_position_embeddings)
+    held = _encoded(tokenizer, validation, limit)
     state: dict[str, Any] = {"chunk": 0, "best_loss": math.inf, "best_chunk": 0, "best": None, "validation": []}
+    state["seconds"] = 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         set_weights(model, state["weights"])
@@ -123,32 +137,47 @@ def fit(
     with progress_bar(chunks, name, unit="chunk", initial=state["chunk"]) as bar:
         while state["chunk"] < chunks and not _is_over(state, recipe):
             drawn = lessons.draw(f"{name} {state['chunk']}", recipe.batch * BATCHES_A_CHUNK)
-            encoded = _encoded(tokenizer, drawn, recipe.max_tokens)
+            began = time.perf_counter()
+            encoded = _encoded(tokenizer, drawn, limit)
             order = sorted(range(len(drawn)), key=lambda index: len(encoded[index]))
             for batch in range(BATCHES_A_CHUNK):
                 part = order[batch * recipe.batch : (batch + 1) * recipe.batch]
                 rate = _rate(state["chunk"] * BATCHES_A_CHUNK + batch, steps)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * rate
-                with _computing(device, dtype):
-                    logits = _logits(model, [encoded[index] for index in part], tokenizer.pad_token_id, device)
-                loss = _loss(logits, [drawn[index] for index in part], spans)
-                loss.backward()
+                try:
+                    with _computing(device, dtype):
+                        logits = _logits(model, [encoded[index] for index in part], tokenizer.pad_token_id, device)
+                    loss = _loss(logits, [drawn[index] for index in part], spans)
+                    loss.backward()
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise UserError(
+                        f"--batch_size {recipe.batch}: {len(part)} answers do not fit into memory on {device}; take less"
+                    ) from None
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
+            if not bool(torch.isfinite(loss)):
+                raise UserError(
+                    f"--learning_rate {learning_rate:g}: the loss of {name} is no longer finite; take a lower one"
+                )
             state["chunk"] += 1
+            state["seconds"] += time.perf_counter() - began
             bar.update()
             if state["chunk"] % recipe.check_every == 0 or state["chunk"] == chunks:
+                began = time.perf_counter()
                 with torch.no_grad(), _computing(device, dtype):
                     held_loss = _mean_loss(model, held, validation, tokenizer.pad_token_id, spans, device)
                 state["validation"].append((state["chunk"], held_loss))
                 bar.set_postfix_str(f"validation loss {held_loss:.4f}")
                 if held_loss < state["best_loss"]:
                     state |= {"best_loss": held_loss, "best_chunk": state["chunk"], "best": weights_of(model)}
+                state["seconds"] += time.perf_counter() - began
                 _keep({**state, "weights": weights_of(model), "optimizer": optimizer.state_dict()}, checkpoint)
     set_weights(model, state["best"])
-    return Fitted(model.eval(), tokenizer, state["best_chunk"], state["chunk"], state["validation"])
+    return Fitted(model.eval(), tokenizer, state["best_chunk"], state["chunk"], state["validation"], state["seconds"])
 
 
 def _is_over(state: dict[str, Any], recipe: Recipe) -> bool:
@@ -178,9 +207,6 @@ def _build(base: Path, recipe: Recipe, classes: int) -> tuple[Any, Any]:
     import torch
     from transformers import BertForSequenceClassification
 
-    config = read_config(base, flag=FLAG)
-    if config.get("model_type") != "bert":
-        raise UserError(f"{FLAG}: {base} is a {config.get('model_type')!r} model; expected a BERT encoder")
     options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
     model, info = load_model(
         BertForSequenceClassification,
@@ -188,10 +214,16 @@ def _build(base: Path, recipe: Recipe, classes: int) -> tuple[Any, Any]:
         flag=FLAG,
         dtype=torch.float32,
         num_labels=classes,
+        ignore_mismatched_sizes=True,
         **options,
     )
+    if "classifier.weight" not in info["missing_keys"]:
+        # A classifier may be the base of another: its head is not.
+        torch.nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
+        torch.nn.init.zeros_(model.classifier.bias)
     new = ("classifier.", "bert.pooler.")
-    lost = [key for key in info["missing_keys"] if not key.startswith(new)]
+    mismatched = [key for key, _, _ in info["mismatched_keys"]]
+    lost = [key for key in [*info["missing_keys"], *mismatched] if not key.startswith(new)]
     if lost:
         raise UserError(f"{FLAG}: {base} lacks {len(lost)} weights ({', '.join(sorted(lost)[:3])}); copy it again")
     if recipe.layers is not None:

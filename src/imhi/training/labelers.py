@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +20,15 @@ from imhi.checkpoints import fingerprint, locate
 from imhi.data import DataRoot, write_text_atomically
 from imhi.errors import UserError
 from imhi.labelers.adapters import Bases, decisive_files
+from imhi.labelers.classifier import Classifier
 from imhi.labelers.folders import open_labeler
 from imhi.labelers.settings import FORMAT, MAX_TOKENS, SETTINGS_FILE
 from imhi.locks import only_process
-from imhi.provenance import environment, now
-from imhi.talk import say, table
+from imhi.provenance import environment, git_state, now
+from imhi.talk import say, some, table
 from imhi.training.answers import writing_digests
 from imhi.training.card import card
 from imhi.training.corpus import (
-    BORROWED,
     FOLDS,
     Corpus,
     Explained,
@@ -38,12 +37,11 @@ from imhi.training.corpus import (
     is_validation,
     read_corpus,
 )
-from imhi.training.figures import Calibration, calibrate, figures_of, gold_sets
-from imhi.training.fitting import FLAG, Fitted, Recipe, fit, head_of_dataset, save, weights_of
+from imhi.training.figures import Calibration, Judged, calibrate, challenge_digest, figures_of, gold_sets
+from imhi.training.fitting import FLAG, Fitted, Recipe, check_base, fit, head_of_dataset, save, weights_of
 from imhi.training.lessons import Lesson, Lessons
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 __all__ = ["MANIFEST", "figures_table", "train_labelers"]
@@ -70,13 +68,18 @@ def train_labelers(
 
     Parameters
     ----------
-    dtype : what training computes in; labels are computed in float32 always.
+    dtype : what training computes in, float32 or bfloat16; labels are computed in float32 always.
     folds : whether cross-validated sets get the fits that their figures need.
     overwrite : throw away what `out` holds of another recipe, other data or other sentences.
 
-    Raises UserError where `out` holds the work of another recipe, and where the data root or the base is not usable.
+    Raises UserError where `out` holds classifiers of another recipe or of somebody else, and where the data root or
+    the base is not usable.
     """
     base = locate(recipe.base, flag=FLAG)
+    if Path(recipe.base).expanduser().exists():
+        # Labelling may be started from another directory.
+        recipe = replace(recipe, base=str(base.resolve()))
+    check_base(base, recipe)
     corpus = read_corpus(root)
     out.mkdir(parents=True, exist_ok=True)
     with only_process(out, "training into it"):
@@ -89,13 +92,14 @@ def train_labelers(
             "writing": writing_digests(),
         }
         _open(out, identity, overwrite=overwrite)
-        training = _Training(corpus, out, recipe, base, device, dtype)
+        facts = {**identity, "sample_rows": root.is_samples, "threads": _threads(), "git": git_state()}
+        training = _Training(corpus, out, recipe, base, device, dtype, facts)
         start = training.common()
         done = {}
         for name in datasets or DATASETS:
             done[name] = training.classifier(name, start, folds=folds)
         manifest = {
-            **identity,
+            **facts,
             "finished": now(),
             "data_root": root.describe(),
             "dropped_rows": corpus.dropped,
@@ -106,29 +110,54 @@ def train_labelers(
         return done
 
 
+def _threads() -> int:
+    """Threads that torch computes with: on a CPU, sums and so the last bits of weights depend on them."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 def _open(out: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
-    """Make `out` this training's folder, or stop where it is another's."""
-    (out / WORK).mkdir(exist_ok=True)
-    at = out / WORK / "identity.json"
+    """Make `out` this training's folder, or stop where it holds what this training would not make again."""
+    work = out / WORK
+    at = work / "identity.json"
+    present = [out / name for name in DATASETS if (out / name).exists()]
     if at.exists():
         earlier = json.loads(at.read_text(encoding="utf-8"))
         changed = [name for name in identity if identity[name] != earlier.get(name)]
-        if changed and not overwrite:
+        begun = present or any(work.glob("*.pt")) or any(work.glob("*.safetensors"))
+        if changed and begun and not overwrite:
             raise UserError(
                 f"{out} holds classifiers of another {', '.join(changed)}; give another --out, or --overwrite"
             )
         if changed:
-            shutil.rmtree(out / WORK)
-            (out / WORK).mkdir()
+            for folder in [work, *present]:
+                shutil.rmtree(folder)
+    elif present:
+        # Whatever the flags: nothing here says that it can be made again.
+        raise UserError(
+            f"--out: {out} holds {some(folder.name for folder in present)}, and not from a training of this toolkit; "
+            "give a folder of its own"
+        )
+    work.mkdir(exist_ok=True)
     _write(at, identity)
 
 
 class _Training:
     """One call of `train_labelers`: its corpus, its folders and its fits."""
 
-    def __init__(self, corpus: Corpus, out: Path, recipe: Recipe, base: Path, device: str, dtype: torch.dtype | None):
+    def __init__(
+        self,
+        corpus: Corpus,
+        out: Path,
+        recipe: Recipe,
+        base: Path,
+        device: str,
+        dtype: torch.dtype | None,
+        facts: dict[str, Any],
+    ):
         self.corpus, self.out, self.recipe, self.base = corpus, out, recipe, base
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.facts = device, dtype, facts
         self.bases: Bases = {}
 
     def common(self) -> dict[str, torch.Tensor]:
@@ -139,58 +168,64 @@ class _Training:
         if not at.exists():
             rows = {name: self.corpus.training.get(name, []) for name in DATASETS}
             fitted = self._fit(COMMON, rows, None, self.recipe.common_chunks)
-            save_file({key: tensor.contiguous() for key, tensor in weights_of(fitted.model).items()}, str(at))
-            self._forget(COMMON)
+            partial = at.with_name(at.name + ".part")
+            save_file({key: tensor.contiguous() for key, tensor in weights_of(fitted.model).items()}, str(partial))
+            partial.replace(at)
+        self._forget(COMMON)
         return load_file(str(at))
 
     def classifier(self, name: str, common: dict[str, torch.Tensor], *, folds: bool) -> dict[str, Any]:
-        """Fit, calibrate, measure and describe the classifier of one dataset; or read what an earlier call left."""
+        """Fit, calibrate, measure and describe the classifier of one dataset; what is on disk is not made again."""
         folder, record = self.out / name, self.out / WORK / f"{name}.json"
-        if record.exists():
+        measured_with = {"folds": folds, "challenge": challenge_digest()}
+        if record.exists() and json.loads(record.read_text(encoding="utf-8")).get("measured_with") == measured_with:
             say(f"{name}: already trained in {folder}")
-            return json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+            return self._settings(folder)
         start = head_of_dataset(common, list(DATASETS), name)
         rows = self.corpus.learnable(name)
         settings = self._trained(name, folder, rows, start)
-        held_out, evaluated = evaluation_rows(self.corpus, name)
-        crossed = self.corpus.is_cross_validated(name)
-        if crossed and folds:
-            held_out += f", each by the classifier of {FOLDS} that did not learn from its post"
-            gold = self._cross_logits(name, evaluated, start)
-        elif crossed:
-            held_out, evaluated, gold = "", [], {}
-        else:
-            labeler = self._labeler(name, folder)
-            gold = {
-                kind: labeler.logits(DATASETS[name], texts)
-                for kind, texts in gold_sets(DATASETS[name], evaluated).items()
-            }
-        logits = self._labeler(name, folder).logits
-        calibration = Calibration(settings["temperature"], settings["unclear_below"], 0, 0)
-        settings["figures"] = {
-            "gold_rows": held_out or "none",
-            "sets": figures_of(
-                DATASETS[name],
-                evaluated,
-                gold if evaluated else {},
-                lambda texts: logits(DATASETS[name], texts),
-                calibration,
-            ),
-        }
+        settings["training"] |= self._described(name, rows)
+        settings["figures"] = self._figures(name, folder, settings, start, folds=folds)
         _write(folder / SETTINGS_FILE, settings)
-        write_text_atomically(folder / "README.md", card(name, settings, self.recipe))
-        _write(record, {"finished": now()})
+        write_text_atomically(folder / "README.md", card(name, settings))
+        _write(record, {"finished": now(), "measured_with": measured_with})
         return settings
+
+    def _figures(
+        self, name: str, folder: Path, settings: dict[str, Any], start: dict[str, torch.Tensor], *, folds: bool
+    ) -> dict[str, Any]:
+        """The card's figures, of the classifier or, where it learned from the gold rows, of those of the folds."""
+        dataset = DATASETS[name]
+        held_out, rows = evaluation_rows(self.corpus, name)
+        labeler = self._labeler(name, folder)
+        shipped = Calibration(settings["temperature"], settings["unclear_below"])
+        gold: dict[str, Judged] = {}
+        if self.corpus.is_cross_validated(name):
+            if folds:
+                held_out += f", each by the one of {FOLDS} classifiers that did not learn from its post"
+                gold = self._cross_judged(name, rows, start)
+            else:
+                held_out, rows = "", []
+        else:
+            for kind, texts in gold_sets(dataset, rows).items():
+                gold[kind] = Judged.by(shipped, labeler.logits(dataset, texts))
+        return {
+            "gold_rows": held_out or "none",
+            "sets": figures_of(dataset, rows, gold, lambda texts: labeler.logits(dataset, texts), shipped),
+        }
 
     # --- one fit ----------------------------------------------------------------------------------------------------
 
     def _trained(
         self, name: str, folder: Path, rows: Sequence[Explained], start: dict[str, torch.Tensor], fit_name: str = ""
     ) -> dict[str, Any]:
-        """Fit a classifier of `name` on `rows`, write it to `folder`, calibrate it; returns its settings."""
+        """Fit a classifier of `name` on `rows`, calibrate it, write it to `folder`; returns its settings.
+
+        A folder is there whole or not at all: it is written under another name first.
+        """
         fit_name = fit_name or name
         if folder.exists():
-            shutil.rmtree(folder)  # the remains of an interrupted call: a finished one is never trained again
+            return self._settings(folder)
         fitted = self._fit(fit_name, {name: rows}, start, self.recipe.chunks)
         partial = folder.with_name(folder.name + ".part")
         shutil.rmtree(partial, ignore_errors=True)
@@ -200,7 +235,7 @@ class _Training:
             "format": FORMAT,
             "dataset": name,
             "base": self.recipe.base if self.recipe.rank else None,
-            "base_files": decisive_files(fingerprint(self.base)) if self.recipe.rank else None,
+            "base_files": self.facts["base_files"] if self.recipe.rank else None,
             "layers": list(self.recipe.layers) if self.recipe.rank and self.recipe.layers else None,
             "classes": [label.classifier for label in DATASETS[name].labels],
             "max_tokens": MAX_TOKENS,
@@ -213,7 +248,15 @@ class _Training:
         labeler = self._labeler(name, partial)
         calibration = calibrate(DATASETS[name], lambda texts: labeler.logits(DATASETS[name], texts), validation)
         settings |= {"temperature": calibration.temperature, "unclear_below": calibration.unclear_below}
-        settings["training"] = self._described(name, rows, fitted, calibration)
+        undecided = sum(lesson.label is None for lesson in validation)
+        settings["training"] = {
+            "calibration_answers": len(validation) - undecided,
+            "calibration_undecided": undecided,
+            "chunks": fitted.chunks,
+            "best_chunk": fitted.best_chunk,
+            "finished": now(),
+            "environment": environment(),
+        }
         _write(partial / SETTINGS_FILE, settings)
         partial.replace(folder)
         self._forget(fit_name)
@@ -223,7 +266,6 @@ class _Training:
         self, name: str, rows: Mapping[str, Sequence[Explained]], start: dict[str, torch.Tensor] | None, chunks: int
     ) -> Fitted:
         learned = {dataset: [row for row in given if not is_validation(row.post)] for dataset, given in rows.items()}
-        began = time.perf_counter()
         fitted = fit(
             Lessons(learned, seed=self.recipe.seed),
             self._validation(rows, LOOK_ANSWERS, "looks"),
@@ -240,7 +282,7 @@ class _Training:
         _write(
             self.out / WORK / f"{name}.fit.json",
             {
-                "seconds": round(time.perf_counter() - began, 1),
+                "seconds": round(fitted.seconds, 1),
                 "chunks": fitted.chunks,
                 "best_chunk": fitted.best_chunk,
                 "validation_loss": fitted.validation,
@@ -253,60 +295,51 @@ class _Training:
         held = {name: [row for row in given if is_validation(row.post)] for name, given in rows.items()}
         return Lessons(held, part="validation", seed=self.recipe.seed).draw(what, count)
 
-    def _cross_logits(
-        self, name: str, rows: Sequence[Explained], start: dict[str, torch.Tensor]
-    ) -> dict[str, np.ndarray]:
-        """Logits of the gold sets, each row by the classifier whose fold it is, divided by that one's temperature."""
-        import numpy as np
-
+    def _cross_judged(self, name: str, rows: Sequence[Explained], start: dict[str, torch.Tensor]) -> dict[str, Judged]:
+        """The gold sets as judged by the classifiers of the folds: each row by the one that did not see its post."""
         dataset = DATASETS[name]
-        found = {
-            kind: np.zeros((len(rows), len(dataset.labels)), dtype=np.float32) for kind in gold_sets(dataset, rows)
-        }
+        found = {kind: Judged.nothing(len(rows), len(dataset.labels)) for kind in gold_sets(dataset, rows)}
         for fold in range(FOLDS):
             fit_name = f"{name}.fold{fold}"
             folder = self.out / WORK / fit_name
-            learned = self.corpus.learnable(name, without_fold=fold)
-            if not (folder / SETTINGS_FILE).exists():
-                self._trained(name, folder, learned, start, fit_name)
+            settings = self._trained(name, folder, self.corpus.learnable(name, without_fold=fold), start, fit_name)
+            calibration = Calibration(settings["temperature"], settings["unclear_below"])
             at = [index for index, row in enumerate(rows) if fold_of(row.post) == fold]
             labeler = self._labeler(name, folder)
             for kind, texts in gold_sets(dataset, [rows[index] for index in at]).items():
-                found[kind][at] = labeler.logits(dataset, texts)
+                found[kind].put(at, Judged.by(calibration, labeler.logits(dataset, texts)))
         return found
 
-    def _labeler(self, name: str, folder: Path) -> Any:
+    def _labeler(self, name: str, folder: Path) -> Classifier:
         import torch
 
         return open_labeler(folder, DATASETS[name], device=self.device, dtype=torch.float32, bases=self.bases)
 
-    def _described(
-        self, name: str, rows: Sequence[Explained], fitted: Fitted, calibration: Calibration
-    ) -> dict[str, Any]:
-        """What the classifier learned from, for its ``labeler.json``."""
+    def _settings(self, folder: Path) -> dict[str, Any]:
+        settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        return settings
+
+    def _described(self, name: str, rows: Sequence[Explained]) -> dict[str, Any]:
+        """What the classifier learned from, for its ``labeler.json``: with the code, all that makes it again."""
         held = [row for row in rows if is_validation(row.post)]
+        learned = [row for row in rows if not is_validation(row.post) and row.label == row.says]
+        own = bool(self.corpus.training.get(name))
         crossed = self.corpus.is_cross_validated(name)
+        seen = {row.index for row in learned}
         return {
-            "recipe": asdict(self.recipe),
-            "learned_from": "its test rows"
-            if crossed
-            else "training rows"
-            if self.corpus.training.get(name)
-            else "borrowed rows",
-            "borrowed_from": sorted(BORROWED.get(name, {})),
-            "rows": len(rows) - len(held),
-            "rows_by_label": {label: sum(row.label == label for row in rows) for label in DATASETS[name].label_names},
-            "validation_rows": len(held),
-            "validation_indices": [row.index for row in held] if crossed else None,
-            "dropped_rows": self.corpus.dropped.get(name, 0),
-            "calibration_answers": calibration.answers,
-            "calibration_undecided": calibration.undecided,
-            "chunks": fitted.chunks,
-            "best_chunk": fitted.best_chunk,
-            "finished": now(),
-            "environment": {
-                key: value for key, value in environment().items() if key in ("imhi", "python", "libraries", "machine")
+            "learned_from": "training rows" if own else "its test rows" if crossed else "borrowed rows",
+            "borrowed_from": sorted(source for source, _ in DATASETS[name].borrows),
+            "rows": len(learned),
+            "rows_by_label": {
+                label: sum(row.label == label for row in learned) for label in DATASETS[name].label_names
             },
+            "validation_rows": len(held),
+            # Of test rows that were learned from: those that were not, for validation or as the posts of expert rows.
+            "unseen_test_rows": [row.index for row in self.corpus.test[name] if row.index not in seen]
+            if crossed
+            else None,
+            "dropped_rows": self.corpus.dropped.get(name, 0),
+            **self.facts,
         }
 
     def _forget(self, fit_name: str) -> None:
@@ -314,7 +347,7 @@ class _Training:
         (self.out / WORK / f"{fit_name}.pt").unlink(missing_ok=True)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each fit, all calls together for one that was not interrupted."""
+        """Seconds of each fit, over all calls that had a part in it."""
         return {
             path.name.removesuffix(".fit.json"): json.loads(path.read_text(encoding="utf-8"))["seconds"]
             for path in sorted((self.out / WORK).glob("*.fit.json"))

@@ -1,7 +1,9 @@
 """Answers written by hand, in the ways that models answer, with the label that each says: the classifiers' exam.
 
-Written apart from the training sentences (``imhi/training/writing``), by people who had not seen them, and read by
-no training code.  "unclear" marks an answer that says no label.
+Written one by one by language-model assistants of the toolkit's authors, who had seen neither the training sentences
+(``imhi/training/writing``) nor the posts of the benchmark.  Classifiers are measured on it and never trained on it, nor
+does it choose their weights; how far it steered the recipe, docs/label-classifiers.md says.  "unclear" marks an answer
+that says no label.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["UNCLEAR", "Answer", "read_challenge"]
+__all__ = ["CHALLENGE", "UNCLEAR", "Answer", "read_challenge"]
 
+CHALLENGE = Path(__file__).parent
 UNCLEAR = "unclear"
 
 
@@ -30,7 +33,7 @@ def read_challenge(dataset: str | None = None) -> list[Answer]:
     """All answers, or those to the question of one dataset."""
     found = [
         Answer(**json.loads(line))
-        for path in sorted(Path(__file__).parent.glob("*.jsonl"))
+        for path in sorted(CHALLENGE.glob("*.jsonl"))
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
     return [answer for answer in found if dataset in (None, answer.dataset)]
