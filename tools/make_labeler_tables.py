@@ -66,6 +66,28 @@ def details(found: dict[str, dict[str, Any]]) -> str:
     return markdown_table(["dataset", "answers", "weighted F1", "macro F1", "ECE", "ECE, T = 1", "unclear"], rows)
 
 
+def summary(found: dict[str, dict[str, Any]]) -> str:
+    """F1 and calibration without the head and on the challenge set, a line a dataset."""
+    rows = []
+    for name, one in found.items():
+        sets = one["figures"]["sets"]
+        cells = []
+        for kind in ("gold, no head", "challenge"):
+            figures = sets.get(kind)
+            if figures is None:
+                cells += ["–"] * 3
+                continue
+            cells += [interval(figures[key]) for key in ("weighted_f1", "macro_f1")] + [f"{100 * figures['ece']:.1f}"]
+        caught = sets["challenge"]
+        cells.append(f"{100 * sets['gold, no head']['called_unclear']:.1f}" if "gold, no head" in sets else "–")
+        cells.append(f"{caught['says_no_label_called_unclear']} of {caught['says_no_label']}")
+        rows.append([name, *cells])
+    headers = [
+        f"{kind}: {figure}" for kind in ("no head", "challenge") for figure in ("weighted F1", "macro F1", "ECE")
+    ]
+    return markdown_table(["dataset", *headers, "no head: unclear", "no label: unclear"], rows)
+
+
 def unclear(found: dict[str, dict[str, Any]]) -> str:
     """What the threshold catches on the challenge set, a line a dataset."""
     rows = []
@@ -98,9 +120,9 @@ def training(found: dict[str, dict[str, Any]]) -> str:
     return markdown_table(["dataset", "learned from", "gold rows", "validation rows", "dropped: test posts"], rows)
 
 
-BLOCKS = {"accuracies": accuracies, "details": details, "unclear": unclear, "training": training}
+BLOCKS = {"accuracies": accuracies, "summary": summary, "details": details, "unclear": unclear, "training": training}
 DOCUMENTS = {
-    "README.md": ("accuracies",),
+    "README.md": ("accuracies", "summary"),
     "docs/label-classifiers.md": ("accuracies", "details", "unclear", "training"),
 }
 
