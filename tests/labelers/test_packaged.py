@@ -16,6 +16,7 @@ from imhi.data import DataRoot, load_suite, samples_root
 from imhi.labelers.challenge import UNCLEAR, read_challenge
 from imhi.labelers.folders import PACKAGED, open_labelers
 from imhi.training.answers import writing_digests
+from imhi.training.corpus import read_corpus
 from imhi.training.fitting import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -118,15 +119,43 @@ def test_the_documents_say_what_the_cards_say():
 
 def test_the_bars():
     """What the toolkit promises of its classifiers: on rows never learned from, with head, without, and challenge."""
-    for name in DATASETS:
+    right = answers = 0
+    for name, dataset in DATASETS.items():
         settings = json.loads((PACKAGED / name / "labeler.json").read_text(encoding="utf-8"))
         sets = settings["figures"]["sets"]
-        assert sets["challenge"]["accuracy"]["value"] >= 0.92, name
-        if DATASETS[name].released_test_rows is None or settings["training"]["borrowed_from"]:
+        answers += sets["challenge"]["answers"]
+        right += sets["challenge"]["answers"] - len(sets["challenge"]["misses"])
+        assert sets["challenge"]["accuracy"]["value"] >= 0.85, name
+        if dataset.released_test_rows is None or settings["training"]["borrowed_from"]:
             continue
         assert sets["gold, instruction head"]["accuracy"]["value"] >= 0.99, name
         assert sets["gold, completion head"]["accuracy"]["value"] >= 0.99, name
-        assert sets["gold, no head"]["accuracy"]["value"] >= (0.90 if DATASETS[name].is_yes_no else 0.80), name
+        assert sets["gold, no head"]["accuracy"]["value"] >= (0.90 if dataset.is_yes_no else 0.80), name
+    assert right / answers >= 0.92
+
+
+@pytest.mark.parametrize("name", ["DR", "dreaddit"])
+def test_gold_figures_come_out_again(labelers, real_data, name):
+    dataset = DATASETS[name]
+    rows = read_corpus(DataRoot(real_data, "test")).test[name]
+    figures = json.loads((PACKAGED / name / "labeler.json").read_text(encoding="utf-8"))["figures"]["sets"]
+    given = labelers[name].label(dataset, [row.explanation for row in rows]).labels
+    right = sum(label == row.label for label, row in zip(given, rows, strict=True))
+    assert right / len(rows) == pytest.approx(figures["gold, no head"]["accuracy"]["value"], abs=1e-4)
+
+
+def test_labels_do_not_depend_on_the_batch_size():
+    """Limits of 1, 8 and 64 texts, and none: equal labels, confidences equal to float32's noise."""
+    texts = [answer.text for answer in read_challenge("Irf")]
+    found = []
+    for batch_size in (1, 8, 64, None):
+        labeler = open_labelers(None, [DATASETS["Irf"]], device="cpu", dtype=torch.float32, batch_size=batch_size)[
+            "Irf"
+        ]
+        found.append(labeler.label(DATASETS["Irf"], texts))
+    for other in found[1:]:
+        assert other.labels == found[0].labels and other.clear == found[0].clear
+        np.testing.assert_allclose(other.confidences, found[0].confidences, atol=1e-5)
 
 
 def test_the_sentences_they_learned_from_are_the_repositorys():

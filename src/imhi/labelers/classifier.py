@@ -82,7 +82,9 @@ class Classifier(ABC):
         }
         clear = None
         if self.settings.unclear_below is not None:
-            clear = [confidences[index] >= self.settings.unclear_below for index in at]
+            threshold = self.settings.unclear_below
+            # An empty answer supports no label, however sure the classifier is of its special tokens.
+            clear = [bool(distinct[index].strip()) and confidences[index] >= threshold for index in at]
             counts["unclear"] = clear.count(False)
         return LabelResult([labels[index] for index in at], [confidences[index] for index in at], counts, clear)
 

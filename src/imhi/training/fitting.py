@@ -306,7 +306,9 @@ def save(fitted: Fitted, folder: Path, *, dataset: str, recipe: Recipe) -> None:
     settings = copy.deepcopy(fitted.model.peft_config["default"])
     settings.base_model_name_or_path, settings.inference_mode = recipe.base, True
     settings.save_pretrained(folder)
-    save_file(stored, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    weights = folder / "adapter_model.safetensors"
+    save_file(stored, str(weights), metadata={"format": "pt"})
+    weights.chmod(0o644)  # safetensors writes it for its owner alone
 
 
 # --- one batch ------------------------------------------------------------------------------------------------------
