@@ -165,8 +165,8 @@ def test_without_model_path_the_packaged_adapters_label(adapters, answers, tmp_p
     assert sad.columns == (*dr.columns, "clear_label")
     confidences = [float(cell) for cell in sad.column("label_confidence")]
     expected = [
-        said if confidence >= 0.35 else "unclear"
-        for said, confidence in zip(sad.column("labels"), confidences, strict=True)
+        said if confidence >= 0.35 and text.strip() else "unclear"
+        for said, confidence, text in zip(sad.column("labels"), confidences, sad.column("generated_text"), strict=True)
     ]
     assert sad.column("clear_label") == expected
     assert 0 < expected.count("unclear") < len(expected)

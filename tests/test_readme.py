@@ -131,7 +131,7 @@ def test_fetch_and_check_of_the_readme_run(tmp_path, real_data, monkeypatch, cap
 def test_flags_named_in_the_readme_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     helps = ""
-    for command in ("generate", "label", "score", "ask", "demo", "data fetch", "data check"):
+    for command in ("generate", "label", "score", "ask", "demo", "data fetch", "data check", "train labelers"):
         done = subprocess.run(
             [sys.executable, "-m", "imhi.cli", *command.split(), "--help"], capture_output=True, text=True, check=True
         )

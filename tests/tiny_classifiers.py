@@ -92,7 +92,7 @@ def save_adapter(
     dataset: str,
     base: Path | str,
     *,
-    seed: int = 1,
+    seed: int = 10,
     layers: tuple[int, ...] | None = (0, 2),
     **settings: object,
 ) -> Path:

@@ -154,7 +154,11 @@ def find_base(folder: Path, settings: Settings, bases: Bases) -> Base:
     config = read_config(place, flag=FLAG)
     if config.get("model_type") != "bert":
         raise UserError(f"{FLAG}: {name}, the base of {folder}, is a {config.get('model_type')!r} model, not a BERT")
+    present = config.get("num_hidden_layers", 12)
     layers = None if settings.layers is None else tuple(settings.layers)
+    if layers is not None and max(layers) >= present:
+        chosen = ", ".join(map(str, layers))
+        raise UserError(f"{FLAG}: {folder} was trained on layers {chosen} of its base; {name} has {present}, from 0")
     base = bases.setdefault((place.resolve(), layers), Base(place, layers))
     changed = [file for file, digest in decisive_files(settings.base_files).items() if base.files.get(file) != digest]
     if changed:
