@@ -50,6 +50,10 @@ def accuracies(found: dict[str, dict[str, Any]]) -> str:
         gold = sets.get("gold, no head", {}).get("answers", 0)
         cells = [interval(sets[kind]["accuracy"]) if kind in sets else "–" for kind in SHORT]
         rows.append([name, str(gold), *cells, str(sets["challenge"]["answers"])])
+    challenge = [one["figures"]["sets"]["challenge"] for one in found.values()]
+    answers = sum(figures["answers"] for figures in challenge)
+    right = answers - sum(len(figures["misses"]) for figures in challenge)
+    rows.append(["all ten", "", "", "", "", f"{100 * right / answers:.1f}", str(answers)])
     return markdown_table(["dataset", "gold rows", *SHORT.values(), "answers"], rows)
 
 
