@@ -356,6 +356,10 @@ def test_the_wheel_carries_the_package_and_the_samples(wheel: Path) -> None:
     modules = {path.relative_to(SOURCE).as_posix() for path in (SOURCE / "imhi").rglob("*.py")}
     assert modules <= names
     assert "imhi/published_snapshot.csv" in names
+    carried = ("labelers/packaged", "labelers/challenge", "training/writing")
+    files = {path for folder in carried for path in (SOURCE / "imhi" / folder).rglob("*") if path.is_file()}
+    files = {path.relative_to(SOURCE).as_posix() for path in files if "__pycache__" not in path.parts}
+    assert "imhi/labelers/packaged/SAD/adapter_model.safetensors" in files and files <= names
     tops = ("test_data", "train_data", "human_evaluation")
     samples = {path.relative_to(ROOT).as_posix() for top in tops for path in (ROOT / top).rglob("*") if path.is_file()}
     assert "test_data/test_instruction/SAD.csv" in samples
