@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from imhi.benchmark import DATASETS
 from imhi.data import write_text_atomically
 from imhi.errors import UserError, run_main
+from imhi.labelers.challenge import UNCLEAR, read_challenge
 from imhi.labelers.folders import PACKAGED
 from imhi.talk import say
 from imhi.training.card import markdown_table
@@ -124,10 +126,29 @@ def training(found: dict[str, dict[str, Any]]) -> str:
     return markdown_table(["dataset", "learned from", "gold rows", "validation rows", "dropped: test posts"], rows)
 
 
-BLOCKS = {"accuracies": accuracies, "summary": summary, "details": details, "unclear": unclear, "training": training}
+def misses(found: dict[str, dict[str, Any]]) -> str:
+    """Challenge answers missed, a line a style of answer."""
+    style = {answer.id: answer.style for answer in read_challenge()}
+    total = Counter(answer.style for answer in read_challenge() if answer.label != UNCLEAR)
+    missed = Counter(style[one] for each in found.values() for one in each["figures"]["sets"]["challenge"]["misses"])
+    rows = [
+        [name, str(missed[name]), str(count)]
+        for name, count in sorted(total.items(), key=lambda item: -missed[item[0]])
+    ]
+    return markdown_table(["style", "missed", "answers"], rows)
+
+
+BLOCKS = {
+    "misses": misses,
+    "accuracies": accuracies,
+    "summary": summary,
+    "details": details,
+    "unclear": unclear,
+    "training": training,
+}
 DOCUMENTS = {
     "README.md": ("accuracies", "summary"),
-    "docs/label-classifiers.md": ("accuracies", "details", "unclear", "training"),
+    "docs/label-classifiers.md": ("accuracies", "misses", "details", "unclear", "training"),
 }
 
 

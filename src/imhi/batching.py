@@ -8,9 +8,12 @@ makes the same batches, and therefore the same floating-point sums, as an uninte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-__all__ = ["is_out_of_memory", "plan_batches", "plan_token_batches", "release_memory", "run_split"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["is_out_of_memory", "padded", "plan_batches", "plan_token_batches", "release_memory", "run_split"]
 
 Result = TypeVar("Result")
 
@@ -45,6 +48,16 @@ def plan_token_batches(lengths: Sequence[int], budget: int, batch_size: int | No
         batches.append(order[start : start + rows])
         start += rows
     return batches
+
+
+def padded(encoded: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of a batch, shape (rows, longest), padded on the right; the mask is 1 on tokens."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = pad_sequence([torch.tensor(row) for row in encoded], batch_first=True, padding_value=pad)
+    lengths = torch.tensor([len(row) for row in encoded])
+    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

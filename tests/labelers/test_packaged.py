@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from imhi.benchmark import DATASETS, gold_answer
-from imhi.data import DataRoot, load_suite, samples_root
+from imhi.data import DataRoot, load_suite, read_table, samples_root
 from imhi.labelers.challenge import UNCLEAR, read_challenge
 from imhi.labelers.folders import PACKAGED, open_labelers
+from imhi.labelers.rules import label_by_rule
 from imhi.training.answers import writing_digests
 from imhi.training.corpus import read_corpus
 from imhi.training.fitting import Recipe
@@ -142,6 +143,17 @@ def test_gold_figures_come_out_again(labelers, real_data, name):
     given = labelers[name].label(dataset, [row.explanation for row in rows]).labels
     right = sum(label == row.label for label, row in zip(given, rows, strict=True))
     assert right / len(rows) == pytest.approx(figures["gold, no head"]["accuracy"]["value"], abs=1e-4)
+
+
+def test_real_answers_of_chatgpt_are_read_as_the_rule_reads_them(labelers, real_data):
+    """The 121 annotated answers about DR posts, which no training reads: the figures of docs/label-classifiers.md."""
+    table = read_table(real_data / "human_evaluation" / "DR_annotation" / "chatgpt_data.csv")
+    answers = table.column("gpt-3.5-turbo")
+    by_rule = [label_by_rule(DATASETS["DR"], answer) for answer in answers]
+    result = labelers["DR"].label(DATASETS["DR"], answers)
+    read = [(rule, label) for rule, label in zip(by_rule, result.labels, strict=True) if rule is not None]
+    assert (len(answers), len(read), sum(rule == label for rule, label in read)) == (121, 119, 119)
+    assert result.clear.count(False) == 1
 
 
 def test_labels_do_not_depend_on_the_batch_size():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imhi.batching import is_out_of_memory, plan_token_batches, release_memory, run_split
+from imhi.batching import is_out_of_memory, padded, plan_token_batches, release_memory, run_split
 from imhi.benchmark import Dataset
 from imhi.errors import UserError
 from imhi.labelers import LabelResult
@@ -125,7 +125,7 @@ class Classifier(ABC):
         import torch
 
         def work(part: Sequence[int]) -> torch.Tensor:
-            input_ids, attention_mask = _padded([encoded[index] for index in part], pad)
+            input_ids, attention_mask = padded([encoded[index] for index in part], pad)
             with torch.inference_mode():
                 logits = self.forward(model, input_ids.to(self.device), attention_mask.to(self.device)).float().cpu()
             if not bool(torch.isfinite(logits).all()):
@@ -175,13 +175,3 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) ->
         for index, ids in zip(full, whole, strict=True):
             truncated[index] = len(ids) > limit
     return encoded, truncated
-
-
-def _padded(encoded: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask of a batch, shape (rows, longest), padded on the right."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    ids = pad_sequence([torch.tensor(row) for row in encoded], batch_first=True, padding_value=pad)
-    lengths = torch.tensor([len(row) for row in encoded])
-    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from imhi.batching import plan_batches, run_split
+from imhi.batching import padded, plan_batches, run_split
 from imhi.checkpoints import (
     fingerprint,
     first_line,
@@ -186,8 +186,8 @@ class BartScore(Metric):
         import torch
 
         pad = self._tokenizer.pad_token_id
-        source, source_mask = _padded(sources, pad)
-        target, target_mask = _padded(targets, pad)
+        source, source_mask = padded(sources, pad)
+        target, target_mask = padded(targets, pad)
         start = torch.full_like(target[:, :1], self._model.config.decoder_start_token_id)
         with torch.inference_mode():
             logits = self._model(
@@ -207,16 +207,6 @@ class BartScore(Metric):
                 kept = mask.bool() & (ids != pad)
                 found.append(log_probabilities[kept].sum() / mask.sum())
             return torch.stack(found).tolist()
-
-
-def _padded(rows: list[list[int]], pad: int) -> tuple[Any, Any]:
-    """Token ids and mask, shape (rows, longest), padded on the right."""
-    import torch
-
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return ids, mask
 
 
 def _load_bart(folder: Path, weights: Path | None, device: str, dtype: str) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imhi.batching import is_out_of_memory
+from imhi.batching import is_out_of_memory, padded
 from imhi.benchmark import DATASETS
 from imhi.checkpoints import load_model, load_tokenizer, read_config
 from imhi.errors import UserError
@@ -335,12 +335,7 @@ def _computing(device: str, dtype: torch.dtype | None) -> AbstractContextManager
 
 
 def _logits(model: Any, encoded: Sequence[list[int]], pad: int, device: str) -> torch.Tensor:
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    ids = pad_sequence([torch.tensor(row) for row in encoded], batch_first=True, padding_value=pad)
-    lengths = torch.tensor([len(row) for row in encoded])
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    ids, mask = padded(encoded, pad)
     plain = model.base_model.model if hasattr(model, "peft_config") else model
     return first_token_logits(plain, ids.to(device), mask.to(device)).float()
 
