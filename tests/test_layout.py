@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "imhi"
 
 # From the ground up, as the README's layout section tells it; a module may import from its own floor and below.
 FLOORS = (
-    {"benchmark", "batching", "errors", "talk", "provenance", "locks", "devices", "statistics"},
+    {"benchmark", "batching", "errors", "talk", "provenance", "locks", "devices", "cpu", "statistics"},
     {"data", "checkpoints", "fetch"},
     {"engines", "labelers", "metrics", "audit"},
     {"runs", "labelling", "scoring", "generation", "rule_labelling", "asking", "demo", "training"},
