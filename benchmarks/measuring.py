@@ -50,6 +50,11 @@ def peak_memory(device: str = "cpu") -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated(torch.device(device)))
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage's figure outlives exec: a small child would report its parent's.
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

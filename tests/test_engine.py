@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -80,15 +81,16 @@ def test_smollm2_answers_real_rows_the_same_at_any_batch_size(smollm2, real_data
     assert len({tuple(ids) for ids in expected.values()}) > 3
 
 
+@pytest.mark.parametrize("batching", [None, "buckets"])
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_bart", "tiny_t5"])
-def test_tiny_models_answer_as_plain_generate_does(model, request, monkeypatch):
+def test_tiny_models_answer_as_plain_generate_does(model, batching, request, monkeypatch):
     generator = load(request.getfixturevalue(model))
     prompts = made_up_prompts(20)
     expected = answer_ids(generator, prompts, 50)
     # Longer than generate's default of 20 tokens, or this would not show an answer that is cut.
     assert max(len(ids) for ids in expected.values()) == 50
-    for batch_size in (1, 3, 8):
-        engine = TransformersEngine(generator, Decoding(max_new_tokens=50), batch_size=batch_size)
+    for batch_size in (1, 3, None):
+        engine = TransformersEngine(generator, Decoding(max_new_tokens=50), batch_size=batch_size, batching=batching)
         assert ids_by_row(engine, prompts, monkeypatch) == expected, (model, batch_size)
 
 
@@ -160,7 +162,7 @@ def test_a_batch_out_of_memory_is_split_and_gives_the_same_answers(tiny_llama, m
         return generate(input_ids=input_ids, **options)
 
     monkeypatch.setattr(generator.model, "generate", scarce)
-    engine = TransformersEngine(generator, Decoding(max_new_tokens=8), batch_size=8)
+    engine = TransformersEngine(generator, Decoding(max_new_tokens=8), batch_size=8, batching="buckets")
     assert run(engine, prompts) == expected
     assert engine.describe()["batch_plan"]["split_on_memory"] == [8, 4, 4]
 
@@ -177,37 +179,70 @@ def test_a_failing_row_is_recorded_and_costs_no_other_row(tiny_llama, monkeypatc
         return generate(input_ids=input_ids, **options)
 
     monkeypatch.setattr(generator.model, "generate", picky)
-    answers = run(TransformersEngine(generator, Decoding(max_new_tokens=8), batch_size=8), prompts)
+    engine = TransformersEngine(generator, Decoding(max_new_tokens=8), batch_size=8, batching="buckets")
+    answers = run(engine, prompts)
     assert [id for id, answer in answers.items() if answer.error] == [prompts[3].id]
     assert answers[prompts[3].id].error == "RuntimeError: device-side assert"
     assert len(answers) == 8
 
 
-def test_done_rows_are_not_generated_again_and_the_rest_is_unchanged(tiny_llama):
+@pytest.mark.parametrize("batching", ["in-flight", "buckets"])
+def test_done_rows_are_not_generated_again_and_the_rest_is_unchanged(tiny_llama, batching):
     prompts = made_up_prompts(12)
     generator = load(tiny_llama, "bfloat16")
-    whole = run(TransformersEngine(generator, Decoding(max_new_tokens=16), batch_size=5), prompts)
+
+    def engine() -> TransformersEngine:
+        return TransformersEngine(generator, Decoding(max_new_tokens=16), batch_size=5, batching=batching)
+
+    whole = run(engine(), prompts)
     done = frozenset(list(whole)[:7])
-    rest = run(TransformersEngine(generator, Decoding(max_new_tokens=16), batch_size=5), prompts, done)
+    rest = run(engine(), prompts, done)
     assert set(rest) == set(whole) - done
     assert all(rest[id] == whole[id] for id in rest)
 
 
-def test_sampling_is_seeded_per_batch(tiny_llama):
+@pytest.mark.parametrize("batching", ["in-flight", "buckets"])
+def test_sampling_is_seeded(tiny_llama, batching):
     prompts = made_up_prompts(6)
     generator = load(tiny_llama)
-    sampled = [
-        run(TransformersEngine(generator, Decoding(max_new_tokens=12, do_sample=True, seed=s), batch_size=3), prompts)
-        for s in (1, 1, 2)
-    ]
+
+    def engine(seed: int) -> TransformersEngine:
+        decoding = Decoding(max_new_tokens=12, do_sample=True, seed=seed)
+        return TransformersEngine(generator, decoding, batch_size=3, batching=batching)
+
+    sampled = [run(engine(seed), prompts) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1]
     assert sampled[0] != sampled[2]
     done = frozenset(list(sampled[0])[:2])
-    rest = run(
-        TransformersEngine(generator, Decoding(max_new_tokens=12, do_sample=True, seed=1), batch_size=3), prompts, done
-    )
+    rest = run(engine(1), prompts, done)
     assert all(rest[id] == sampled[0][id] for id in rest)
     assert len(rest) == 4
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_t5"])
+def test_deterministic_takes_every_row_by_itself(model, request, monkeypatch):
+    generator = load(request.getfixturevalue(model), "bfloat16")
+    prompts = made_up_prompts(9)
+    sizes = []
+    forward = generator.model.forward
+
+    @functools.wraps(forward)
+    def spy(*positional, **options):
+        sizes.append(options["flat"].rows + len(options["flat"].segments) if "flat" in options else 1)
+        if "encoder_outputs" in options:
+            sizes.append(options["encoder_outputs"][0].shape[0])
+        return forward(*positional, **options)
+
+    engine = TransformersEngine(generator, Decoding(max_new_tokens=20), deterministic=True)
+    monkeypatch.setattr(generator.model, "forward", spy)
+    whole = run(engine, prompts)
+    # A row alone is computed twice over, so that no product has a single row.
+    assert max(sizes) <= 2
+    assert run(engine, prompts[::-1]) == whole
+    assert engine.describe()["batch_plan"]["deterministic"] is True
+    for prompt in prompts:
+        alone = TransformersEngine(generator, Decoding(max_new_tokens=20), deterministic=True)
+        assert run(alone, [prompt]) == {prompt.id: whole[prompt.id]}
 
 
 def test_chat_template_is_applied_once_and_only_when_asked(smollm2, tiny_llama):
@@ -235,7 +270,8 @@ def test_doubled_bos_is_dropped(tmp_path):
     assert ids[-1] != 1, "a closing token would tell the model that the prompt is over"
 
 
-def test_a_table_of_positions_is_not_overrun(tmp_path):
+@pytest.mark.parametrize("batching", ["in-flight", "buckets"])
+def test_a_table_of_positions_is_not_overrun(tmp_path, batching):
     """GPT-2 looks positions up in a table: a row near its end must not be carried past it by its neighbours."""
     import torch
     from tiny import save_tokenizer
@@ -263,7 +299,7 @@ def test_a_table_of_positions_is_not_overrun(tmp_path):
         if (room := 256 - len(generator.tokenizer(prompt.text)["input_ids"])) > 0
         for ids in answer_ids(generator, [prompt], min(room, 100)).values()
     }
-    engine = TransformersEngine(generator, Decoding(max_new_tokens=100), batch_size=8)
+    engine = TransformersEngine(generator, Decoding(max_new_tokens=100), batch_size=8, batching=batching)
     answers = run(engine, prompts)
     assert {id for id, answer in answers.items() if answer.error is None} == set(expected)
     assert any(answer.prompt_tokens > 156 for answer in answers.values()), "some row must come near the end"

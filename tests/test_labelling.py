@@ -249,6 +249,22 @@ def test_nothing_is_computed_twice(classifiers, answers, tmp_path, label, loads)
     assert loads[5:] == ["DR", "SAD"]
 
 
+@pytest.mark.parametrize(
+    ("given", "device", "asked"),
+    [([], "cpu", "float32"), ([], "cuda:0", "auto"), (["--dtype", "float16"], "cuda:0", "float16")],
+)
+def test_the_number_format_suits_the_device(classifiers, answers, tmp_path, label, monkeypatch, given, device, asked):
+    from imhi.errors import UserError
+
+    def stop(*pair):
+        raise UserError(f"asked for {pair}")
+
+    monkeypatch.setattr("imhi.devices.pick_device", lambda **_: device)
+    monkeypatch.setattr("imhi.devices.pick_dtype", stop)
+    code, _, stderr = label(*flags_for(classifiers, answers, tmp_path / "out"), *given)
+    assert code == 2 and f"asked for {(asked, device)}" in stderr
+
+
 def test_another_classifier_labels_again(classifiers, answers, tmp_path, label, loads):
     models = shutil.copytree(classifiers, tmp_path / "models")
     flags = [*flags_for(models, answers, tmp_path / "out"), "--datasets", "DR"]

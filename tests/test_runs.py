@@ -191,17 +191,17 @@ def test_failed_rows_are_tried_again(tiny_llama, tmp_path, monkeypatch, capsys):
         return generate_text(self, input_ids=input_ids, **options)
 
     whole, mended = tmp_path / "whole", tmp_path / "mended"
-    assert generate(whole, tiny_llama, "--datasets", "SAD,t-sid") == 0
+    assert generate(whole, tiny_llama, "--datasets", "SAD,t-sid", "--batching", "buckets") == 0
     monkeypatch.setattr(LlamaForCausalLM, "generate", failing)
-    assert generate(mended, tiny_llama, "--datasets", "SAD,t-sid", "--max_errors", "0") == 1
+    assert generate(mended, tiny_llama, "--datasets", "SAD,t-sid", "--batching", "buckets", "--max_errors", "0") == 1
     assert "stopped after" in capsys.readouterr().err
-    assert generate(mended, tiny_llama, "--datasets", "SAD,t-sid", "--max_errors", "1000") == 1
+    assert generate(mended, tiny_llama, "--datasets", "SAD,t-sid", "--batching", "buckets", "--max_errors", "1000") == 1
     assert "tries them again" in capsys.readouterr().err
     failed = json.loads((mended / "manifest.json").read_text())["counts"]
     assert sum(count["failed"] for count in failed.values()) > 0
     assert json.loads((mended / "manifest.json").read_text())["ended"] is None
     monkeypatch.undo()
-    assert generate(mended, tiny_llama, "--datasets", "SAD,t-sid") == 0
+    assert generate(mended, tiny_llama, "--datasets", "SAD,t-sid", "--batching", "buckets") == 0
     assert csv_bytes(mended) == csv_bytes(whole)
 
 
@@ -266,7 +266,9 @@ def test_a_sampled_run_in_bfloat16_survives_kills_too(tiny_llama, tmp_path):
         (folder / "responses.jsonl").write_bytes(b"".join(lines[:cut]) + lines[cut][:9])
         assert generate(folder, tiny_llama, *more) == 0
         assert csv_bytes(folder) == csv_bytes(whole)
-        assert (folder / "responses.jsonl").read_bytes() == b"".join(lines)
+        found = (folder / "responses.jsonl").read_bytes().splitlines(keepends=True)
+        # The order in which rows end depends on what else is at work.
+        assert sorted(found) == sorted(lines) and found[:cut] == lines[:cut]
 
 
 def test_files_that_are_not_of_a_run_are_never_discarded(tiny_llama, tmp_path, capsys):

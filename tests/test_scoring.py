@@ -275,6 +275,32 @@ def test_mistakes_end_with_status_2_one_line_and_no_file(run, capsys, arguments,
     assert not (run / "scores.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "device", "asked"),
+    [([], "cpu", "float32"), ([], "cuda:0", "auto"), (["--dtype", "float16"], "cuda:0", "float16")],
+)
+def test_the_number_format_suits_the_device(run, monkeypatch, given, device, asked):
+    """What a metric is made with; it records what "auto" comes to."""
+    made: dict[str, object] = {}
+
+    def stop(**options: object) -> object:
+        made.update(options)
+        raise UserError("enough")
+
+    monkeypatch.setattr("imhi.devices.pick_device", lambda **_: device)
+    monkeypatch.setitem(METRICS, "bart_score", stop)
+    assert run_script("score", ["--gen_dir_name", str(run), *given]) == 2
+    assert (made["device"], made["dtype"]) == (device, asked) and "batch_size" not in made
+
+
+def test_the_help_says_the_default_number_format(capsys):
+    for command in ("score", "label"):
+        with pytest.raises(SystemExit):
+            run_script(command, ["--help"])
+        told = " ".join(capsys.readouterr().out.split())
+        assert "(default float32 on the CPU, auto on a GPU; auto: bfloat16 where" in told
+
+
 def test_the_script_runs_from_any_folder(run, tmp_path):
     script = Path(__file__).parents[1] / "src" / "score.py"
     (tmp_path / "model_output").mkdir()

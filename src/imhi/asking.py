@@ -50,7 +50,7 @@ def ask(
     spec = locate_generator(model, lora_path=lora_path, llama=llama)
     wording = form or ("completion" if spec.kind == "seq2seq" else "instruction")
     prompt = query(dataset, wording, post.strip(), chosen_aspect)
-    engine = load_engine(spec, decoding or Decoding(), device=chosen_device, dtype=dtype, batch_size=1)
+    engine = load_engine(spec, decoding or Decoding(), device=chosen_device, dtype=dtype, batching="buckets")
     say(f"prompt ({wording} form): {prompt}")
     from transformers import TextStreamer
 

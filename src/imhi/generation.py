@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from imhi.checkpoints import GeneratorSpec, load_generator, locate_generator
+from imhi.cpu import keep_freed_memory, pack_linears
 from imhi.data import LoadedSuite, load_suite, resolve_data_root, sha256_of
 from imhi.devices import pick_device, pick_dtype
 from imhi.engines import Completion, Decoding, Engine, Prompt
@@ -37,18 +38,38 @@ class GenerationRequest:
     cuda: bool = False
     device: str | None = None
     dtype: str = "auto"
-    batch_size: int = 8
+    batch_size: int | None = None
+    batching: str | None = None
+    deterministic: bool = False
     decoding: Decoding = field(default_factory=Decoding)
     max_errors: int = 10
     overwrite: bool = False
 
 
 def load_engine(
-    spec: GeneratorSpec, decoding: Decoding, *, device: str, dtype: str, batch_size: int
+    spec: GeneratorSpec,
+    decoding: Decoding,
+    *,
+    device: str,
+    dtype: str,
+    batch_size: int | None = None,
+    batching: str | None = None,
+    deterministic: bool = False,
+    answer_lengths: Mapping[str, int] | None = None,
 ) -> TransformersEngine:
-    """Load a located generator into the transformers engine."""
+    """Load a located generator into the transformers engine, in the form that suits the device."""
     generator = load_generator(spec, device=device, dtype=pick_dtype(dtype, device))
-    return TransformersEngine(generator, decoding, batch_size=batch_size)
+    if device == "cpu":
+        keep_freed_memory()
+        generator.facts["packed_linear_layers"] = pack_linears(generator.model)
+    return TransformersEngine(
+        generator,
+        decoding,
+        batch_size=batch_size,
+        batching=batching,
+        deterministic=deterministic,
+        answer_lengths=answer_lengths,
+    )
 
 
 @dataclass(frozen=True)
@@ -89,7 +110,13 @@ def generate_responses(request: GenerationRequest) -> GenerationOutcome:
     with open_run(request.output, configuration, overwrite=request.overwrite) as run:
         run.manifest["data_root"] = {"path": str(root.path), "source": root.source, "made_up_samples": root.is_samples}
         done = run.done
-        session = {"model": spec.name, "adapter": spec.adapter_name, "device": device, "batch_size": request.batch_size}
+        session = {
+            "model": spec.name,
+            "adapter": spec.adapter_name,
+            "device": device,
+            "batch_size": request.batch_size,
+            "batching": request.batching,
+        }
         if all(row.id in done for row in suite.rows):
             say(f"{request.output}: all {len(suite.rows)} rows were generated before; nothing to do")
             run.begin_session(session)
@@ -99,7 +126,13 @@ def generate_responses(request: GenerationRequest) -> GenerationOutcome:
                 say(f"{request.output}: going on, {len(done)} of {len(suite.rows)} rows are done")
                 _say_differences(run.manifest["sessions"], session)
             engine = load_engine(
-                spec, request.decoding, device=device, dtype=request.dtype, batch_size=request.batch_size
+                spec,
+                request.decoding,
+                device=device,
+                dtype=request.dtype,
+                batch_size=request.batch_size,
+                batching=request.batching,
+                deterministic=request.deterministic,
             )
             _generate_into(run, engine, suite, request, session)
         return GenerationOutcome(request.output, list(suite.files), len(suite.rows), run.failed)
@@ -127,7 +160,7 @@ def _generate_into(
             nonlocal shown
             if time.monotonic() - shown > 2:
                 shown = time.monotonic()
-                bar.set_postfix_str(f"{_rate(new_tokens + rows * tokens, started)}, batch of {rows} at token {tokens}")
+                bar.set_postfix_str(f"{_rate(new_tokens + tokens, started)}, {rows} rows at work")
 
         refused = {completion.id: completion for completion in run.failed if completion.finish_reason == "no_room"}
         for answered in engine.complete(prompts, done=run.done, on_step=step):
@@ -169,7 +202,8 @@ def _configuration(request: GenerationRequest, suite: LoadedSuite, spec: Generat
         **spec.identity(),
         "dtype": dtype.removeprefix("torch."),
         "decoding": asdict(request.decoding),
-        # Sampled answers are drawn batch by batch.
+        **({"deterministic": True} if request.deterministic else {}),
+        # In whole batches, answers are drawn batch by batch.
         **({"batch_size": request.batch_size} if request.decoding.do_sample else {}),
     }
 
@@ -177,7 +211,7 @@ def _configuration(request: GenerationRequest, suite: LoadedSuite, spec: Generat
 def _say_differences(sessions: list[dict[str, Any]], session: dict[str, Any]) -> None:
     """Say what may move an answer's last bits between the earlier session and this one."""
     earlier, here = sessions[-1], {**session, "libraries": library_versions()}
-    for name in ("batch_size", "device", "libraries"):
+    for name in ("batch_size", "batching", "device", "libraries"):
         if earlier.get(name) != here[name]:
             say(f"note: {name} was {earlier.get(name)}, is {here[name]}; rounding, and so a few answers, may differ")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 __all__ = ["environment", "git_state", "library_versions", "now"]
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "bert-score", "rouge-score", "scikit-learn", "numpy")
+LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "bert-score", "rapidfuzz", "scikit-learn", "numpy")
 
 
 def now() -> str:

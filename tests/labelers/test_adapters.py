@@ -137,6 +137,14 @@ def test_labelling_leaves_the_base_as_it_was(models):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_layers_are_packed_in_the_merged_copy_alone(models):
+    labeler = open_labeler(models / "SAD", SAD)
+    model, _ = labeler.ready(SAD)
+    kinds = [type(module).__name__ for module in model.modules()]
+    assert (kinds.count("Linear"), kinds.count("PackedLinear")) in {(0, 14), (14, 0)}
+    assert "PackedLinear" not in {type(module).__name__ for module in labeler.base.loaded[0].modules()}
+
+
 def test_batches_do_not_move_labels(models):
     texts = TEXTS + [f"{'work ' * number}school {number}" for number in range(60)]
     dataset = open_labeler(models / "SAD", SAD).label(SAD, texts)

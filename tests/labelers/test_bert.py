@@ -11,6 +11,7 @@ from imhi.errors import UserError
 from imhi.labelers import classifier as running
 from imhi.labelers.bert import BertLabeler, check_classifier
 from imhi.labelers.folders import find_classifiers
+from imhi.labelers.forward import reads_first_token
 
 SAD = DATASETS["SAD"]
 TEXTS = [
@@ -50,10 +51,10 @@ def same_results(one, other):
 
 def row_by_row(folder, texts):
     """What plain transformers gives, one text at a time."""
-    from transformers import AutoTokenizer, BertForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    model = BertForSequenceClassification.from_pretrained(str(folder)).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval()
     found = []
     for text in texts:
         with torch.no_grad():
@@ -120,18 +121,16 @@ def test_truncation_is_counted_per_row_from_token_513_on(classifier, words, trun
 
 
 def test_a_batch_that_does_not_fit_is_halved(classifier, monkeypatch, capsys):
-    from transformers import BertForSequenceClassification
-
     expected = labeler(classifier).label(SAD, TEXTS)
-    forward, sizes = BertForSequenceClassification.forward, []
+    forward, sizes = BertLabeler.forward, []
 
-    def small_memory(self, input_ids, **inputs):
+    def small_memory(self, model, input_ids, attention_mask):
         sizes.append(len(input_ids))
         if len(input_ids) > 2:
             raise RuntimeError("CUDA out of memory")
-        return forward(self, input_ids, **inputs)
+        return forward(self, model, input_ids, attention_mask)
 
-    monkeypatch.setattr(BertForSequenceClassification, "forward", small_memory)
+    monkeypatch.setattr(BertLabeler, "forward", small_memory)
     wide = BertLabeler(classifier, "cpu", torch.float32, 8, token_budget=10**6)
     assert wide.label(SAD, TEXTS).labels == expected.labels
     assert max(sizes) == 8
@@ -139,12 +138,10 @@ def test_a_batch_that_does_not_fit_is_halved(classifier, monkeypatch, capsys):
 
 
 def test_a_single_text_that_does_not_fit_is_one_line(classifier, monkeypatch):
-    from transformers import BertForSequenceClassification
-
-    def no_memory(self, **inputs):
+    def no_memory(self, model, input_ids, attention_mask):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(BertForSequenceClassification, "forward", no_memory)
+    monkeypatch.setattr(BertLabeler, "forward", no_memory)
     with pytest.raises(UserError, match="not even one text fits into memory"):
         labeler(classifier).label(SAD, TEXTS)
 
@@ -152,6 +149,7 @@ def test_a_single_text_that_does_not_fit_is_one_line(classifier, monkeypatch):
 def test_no_model_stays_in_memory(classifier):
     from transformers import BertForSequenceClassification
 
+    gc.collect()  # what other tests left behind
     labeler(classifier).label(SAD, TEXTS)
     assert not [thing for thing in gc.get_objects() if type(thing) is BertForSequenceClassification]
 
@@ -170,6 +168,36 @@ def test_bfloat16_runs_and_is_part_of_the_identity(classifier):
     assert half.identity()["dtype"] == "bfloat16"
     result = half.label(SAD, TEXTS)
     assert all(1 / 9 <= confidence <= 1 for confidence in result.confidences)
+
+
+def test_layers_are_packed_on_the_cpu_and_the_logits_are_those_of_the_whole_model(classifier):
+    """Packed where the hardware can; and where the first token's logits are not the model's, its own forward runs."""
+    model, tokenizer = labeler(classifier).ready(SAD)
+    kinds = [type(module).__name__ for module in model.modules()]
+    assert (kinds.count("Linear"), kinds.count("PackedLinear")) in {(0, 14), (14, 0)}
+    inputs = tokenizer(TEXTS[:4], return_tensors="pt", padding=True, truncation=True, max_length=512)
+    with torch.inference_mode():
+        found = labeler(classifier).forward(model, inputs["input_ids"], inputs["attention_mask"])
+        whole = labeler(classifier).load(SAD)[0].eval()(**inputs).logits
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+    assert reads_first_token(model)
+    model.config.is_decoder = True
+    assert not reads_first_token(model)
+
+
+def test_another_architecture_runs_its_own_forward(tmp_path):
+    from tiny_classifiers import save_vocabulary
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        vocab_size=save_vocabulary(tmp_path), dim=32, n_layers=2, n_heads=4, hidden_dim=64, num_labels=9
+    )
+    DistilBertForSequenceClassification(config).save_pretrained(str(tmp_path))
+    check_classifier(tmp_path, SAD)
+    result = labeler(tmp_path).label(SAD, TEXTS)
+    expected = row_by_row(tmp_path, TEXTS)
+    assert result.confidences == pytest.approx([probability for _, probability in expected], abs=1e-5)
 
 
 def test_real_minilm_encoder_with_a_head(tmp_path):

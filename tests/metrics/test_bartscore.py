@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import save_bart
 
 from imhi.commands import run_script
 from imhi.data import write_table
 from imhi.errors import UserError
-from imhi.metrics.bartscore import BartScore
+from imhi.metrics import bartscore
+from imhi.metrics.bartscore import BartScore, plan_pair_batches
 
 GENERATED = [
     "Yes, the poster suffers from stress. Reasoning: the rent is due.",
@@ -158,19 +161,17 @@ def test_a_state_dict_that_does_not_fit_is_refused(tiny_bart, other_weights, tmp
 
 
 def test_out_of_memory_splits_the_batch(tiny_bart, published, capsys, monkeypatch):
-    metric = BartScore(str(tiny_bart), batch_size=8)
-    real, sizes = metric._model, []
+    metric = BartScore(str(tiny_bart), token_budget=10**6)
+    decoder, sizes = metric._model.model.decoder, []
+    forward = decoder.forward
 
-    class Cramped:
-        config = real.config
+    def cramped(input_ids: Any, **inputs: Any) -> Any:
+        sizes.append(len(input_ids))
+        if sizes[-1] > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return forward(input_ids=input_ids, **inputs)
 
-        def __call__(self, **inputs: Any) -> Any:
-            sizes.append(len(inputs["input_ids"]))
-            if sizes[-1] > 2:
-                raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
-            return real(**inputs)
-
-    monkeypatch.setitem(metric.__dict__, "_model", Cramped())
+    monkeypatch.setattr(decoder, "forward", cramped)
     assert metric.score(GENERATED, GOLDS).row_values["bart_score"] == pytest.approx(published, abs=1e-5)
     assert sizes[0] == 7  # eight rows, two of them the same pair
     assert "7 pairs did not fit in memory; going on with 4" in capsys.readouterr().err
@@ -179,30 +180,139 @@ def test_out_of_memory_splits_the_batch(tiny_bart, published, capsys, monkeypatc
 def test_another_error_is_not_swallowed(tiny_bart, monkeypatch):
     metric = BartScore(str(tiny_bart))
 
-    class Broken:
-        config = metric._model.config
+    def broken(**_: Any) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
 
-        def __call__(self, **_: Any) -> Any:
-            raise RuntimeError("CUDA error: device-side assert triggered")
-
-    monkeypatch.setitem(metric.__dict__, "_model", Broken())
+    monkeypatch.setattr(metric._model.model.encoder, "forward", broken)
     with pytest.raises(RuntimeError, match="device-side assert"):
         metric.score(["a"], ["b"])
 
 
+def watched_shapes(metric: BartScore, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[int, ...]]]:
+    """Shapes of what goes into the encoder, the decoder and the head, filled as the metric runs."""
+    seen: dict[str, list[tuple[int, ...]]] = {"encoder": [], "decoder": [], "lm_head": []}
+
+    def watch(name: str, module: Any) -> None:
+        forward = module.forward
+
+        def watching(*given: Any, **inputs: Any) -> Any:
+            seen[name].append(tuple((given[0] if given else inputs["input_ids"]).shape))
+            return forward(*given, **inputs)
+
+        monkeypatch.setattr(module, "forward", watching)
+
+    watch("encoder", metric._model.model.encoder)
+    watch("decoder", metric._model.model.decoder)
+    watch("lm_head", metric._model.lm_head)
+    return seen
+
+
 def test_longest_batch_first_and_repeated_pairs_once(tiny_bart, monkeypatch):
     metric = BartScore(str(tiny_bart), batch_size=2)
-    real, widths = metric._mean_log_probabilities, []
-
-    def watched(sources: list[list[int]], targets: list[list[int]]) -> list[float]:
-        widths.extend(len(a) + len(b) for a, b in zip(sources, targets, strict=True))
-        return real(sources, targets)
-
-    monkeypatch.setattr(metric, "_mean_log_probabilities", watched)
+    seen = watched_shapes(metric, monkeypatch)
     advanced: list[int] = []
     metric.statistics(GENERATED, GOLDS, advanced.append)
-    assert widths == sorted(widths, reverse=True) and len(widths) == 7
+    widths = [source[1] + target[1] for source, target in zip(seen["encoder"], seen["decoder"], strict=True)]
+    assert widths == sorted(widths, reverse=True)
+    assert max(rows for rows, _ in seen["decoder"]) == 2 and sum(rows for rows, _ in seen["decoder"]) == 7
     assert sum(advanced) == 8
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tiny_bart: Path) -> dict[str, list[float]]:
+    """Both directions of every row, each row a batch of its own."""
+    return BartScore(str(tiny_bart), direction="both", batch_size=1).score(GENERATED, GOLDS).row_values
+
+
+@pytest.mark.parametrize(
+    "limits", [{}, {"batch_size": 3}, {"token_budget": 300}, {"token_budget": 10**6}, {"token_budget": 1}]
+)
+@pytest.mark.parametrize("direction", ["published", "reverse", "both"])
+def test_values_do_not_depend_on_the_rows_beside_them(tiny_bart, one_by_one, direction, limits):
+    """Nor on the order, on a repetition, on how often a text is read, or on the other direction, but for float32's ends.
+
+    The attention's sums over padded rows end in other digits: 2e-7 of a value.
+    """
+    metric = BartScore(str(tiny_bart), direction=direction, **limits)
+    # The last three pairs read the first's and the last's texts again, with other targets.
+    generated = [*GENERATED[::-1], GENERATED[0], GENERATED[0], GOLDS[7]]
+    golds = [*GOLDS[::-1], GOLDS[0], GOLDS[4], GENERATED[7]]
+    found = metric.score(generated, golds).row_values
+    for name, values in found.items():
+        assert values[:8] == pytest.approx(one_by_one[name][::-1], rel=1e-6)
+        assert values[8] == values[7]
+    alone = BartScore(str(tiny_bart), direction=direction, batch_size=1).score(generated[9:], golds[9:]).row_values
+    for name, values in found.items():
+        assert values[9:] == pytest.approx(alone[name], rel=1e-6)
+
+
+def test_a_batch_encodes_a_text_once(tiny_bart, monkeypatch):
+    metric = BartScore(str(tiny_bart), direction="both", token_budget=10**6)
+    seen = watched_shapes(metric, monkeypatch)
+    # As sources: "a b c" four times and "d" twice one way; "d", "e" and "f" the other way, "d" known by then.
+    found = metric.score(["a b c"] * 4 + ["d"] * 2, ["d", "e", "f", "d", "e", "f"])
+    assert [rows for rows, _ in seen["encoder"]] == [2, 2]
+    assert [rows for rows, _ in seen["decoder"]] == [5, 5]
+    assert found.row_values["bart_score"][0] == found.row_values["bart_score"][3]
+
+
+def test_the_head_is_computed_for_the_targets_tokens_alone_and_in_parts(tiny_bart, monkeypatch, published):
+    metric = BartScore(str(tiny_bart), token_budget=10**6)
+    seen = watched_shapes(metric, monkeypatch)
+    monkeypatch.setattr(bartscore, "CPU_LOGITS", 4 * 600 * 50)
+    assert metric.score(GENERATED, GOLDS).row_values["bart_score"] == pytest.approx(published, abs=1e-5)
+    targets = {pair: metric._tokens([pair[1]])[pair[1]] for pair in zip(GENERATED, GOLDS, strict=True)}
+    real = sum(len(ids) - ids.count(metric._tokenizer.pad_token_id) for ids in targets.values())
+    assert sum(rows for rows, _ in seen["lm_head"]) == real
+    assert max(rows for rows, _ in seen["lm_head"]) == 50
+    ((rows, longest),) = seen["decoder"]
+    assert real < rows * longest
+
+
+def test_layers_are_packed_on_the_cpu_and_the_embedding_stays(tiny_bart):
+    import torch
+
+    model = BartScore(str(tiny_bart))._model
+    linear = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+    packed = [name for name, module in model.named_modules() if type(module).__name__ == "PackedLinear"]
+    # Two encoder layers of 6 linear layers, two decoder layers of 10, and the head; or none on other hardware.
+    assert (len(linear), len(packed)) in {(0, 33), (33, 0)}
+    assert model.model.shared.weight.shape == (600, 32)
+
+
+def test_bfloat16_is_near(tiny_bart, published):
+    metric = BartScore(str(tiny_bart), dtype="bfloat16")
+    assert "dtype:bfloat16" in str(metric.signature)
+    assert metric.score(GENERATED, GOLDS).row_values["bart_score"] == pytest.approx(published, abs=0.2)
+
+
+def test_pairs_stand_beside_pairs_of_both_their_lengths():
+    sources = [10, 100, 10, 100, 10, 100, 10, 100]
+    targets = [100, 100, 10, 10, 100, 100, 10, 10]
+    plan = plan_pair_batches(sources, targets, 400)
+    assert [sorted(batch) for batch in plan] == [[1, 5], [0, 4], [3, 7], [2, 6]]
+    assert plan_pair_batches(sources, targets, 1) == [[1], [5], [0], [3], [4], [7], [2], [6]]
+    assert sorted(plan_pair_batches(sources, targets, 10**6)[0]) == list(range(8))
+    assert plan_pair_batches([], [], 5) == []
+    for wrong in ((0, None), (5, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            plan_pair_batches([1], [1], *wrong)
+
+
+@given(
+    st.lists(st.tuples(st.integers(2, 300), st.integers(2, 300)), max_size=60),
+    st.integers(1, 3000),
+    st.none() | st.integers(1, 9),
+)
+def test_every_pair_is_planned_once_and_within_the_limits(lengths, budget, batch_size):
+    sources, targets = [one for one, _ in lengths], [other for _, other in lengths]
+    plan = plan_pair_batches(sources, targets, budget, batch_size)
+    assert sorted(at for batch in plan for at in batch) == list(range(len(lengths)))
+    widths = [max(sources[at] for at in batch) + max(targets[at] for at in batch) for batch in plan]
+    assert widths == sorted(widths, reverse=True)
+    for batch, width in zip(plan, widths, strict=True):
+        assert len(batch) == 1 or len(batch) * width <= budget
+        assert batch_size is None or len(batch) <= batch_size
 
 
 def test_mistakes_are_one_line(tiny_bart, tiny_t5, tmp_path):

@@ -74,6 +74,106 @@ def test_rescaling_equals_bert_score(name, tmp_path):
     assert "rescaled:baseline#" in str(metric.signature)
 
 
+@pytest.fixture
+def encoded(monkeypatch) -> list[tuple[int, ...]]:
+    """Shapes of the batches that the encoder gets."""
+    import bert_score.utils
+
+    shapes: list[tuple[int, ...]] = []
+    real = bert_score.utils.bert_encode
+
+    def recording(model, ids, attention_mask):
+        shapes.append(tuple(ids.shape))
+        return real(model, ids, attention_mask)
+
+    monkeypatch.setattr(bert_score.utils, "bert_encode", recording)
+    return shapes
+
+
+def test_a_text_that_several_pairs_share_is_embedded_once(encoded):
+    generated = ["No.", "The poster cannot sleep.", "No.", "Yes.", "The poster cannot sleep.", "Same."]
+    golds = ["The poster feels tired.", "No.", "They repeat it all day.", "No.", "They repeat it all day.", "Same."]
+    metric = BertScore(MODELS["tiny_bert"], num_layers=2)
+    rows = metric.statistics(generated, golds)
+    assert sum(shape[0] for shape in encoded) == len({*generated, *golds})
+    alone = [metric.statistics([text], [gold])[0] for text, gold in zip(generated, golds, strict=True)]
+    for found, expected in zip(rows, alone, strict=True):
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("held", [1, 40, 150])
+@pytest.mark.parametrize("budget", [1, 100])
+def test_little_room_for_embeddings_changes_nothing(held, budget, monkeypatch):
+    from imhi.metrics import bertscore
+
+    made = fixture("tiny_bert")
+    generated, golds = texts(made)
+    # One gold text for all answers, on top of the pairs.
+    generated, golds = generated + generated, golds + [golds[0]] * len(golds)
+    expected = BertScore(MODELS["tiny_bert"], num_layers=2).statistics(generated, golds)
+    monkeypatch.setattr(bertscore, "HELD_TOKENS", held)
+    monkeypatch.setattr(bertscore, "CPU_TOKENS", budget)
+    finished: list[int] = []
+    rows = BertScore(MODELS["tiny_bert"], num_layers=2).statistics(generated, golds, finished.append)
+    assert sum(finished) == len(rows) and max(finished) < len(rows)
+    for found, wanted in zip(rows, expected, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def test_batches_are_bounded_by_padded_tokens_and_by_batch_size(encoded, monkeypatch):
+    from imhi.metrics import bertscore
+
+    monkeypatch.setattr(bertscore, "CPU_TOKENS", 130)
+    generated, golds = texts(fixture("tiny_bert"))
+    BertScore(MODELS["tiny_bert"], num_layers=2).statistics(generated, golds)
+    assert all(rows * width <= 130 for rows, width in encoded) and max(rows for rows, _ in encoded) > 3
+    encoded.clear()
+    BertScore(MODELS["tiny_bert"], num_layers=2, batch_size=3).statistics(generated, golds)
+    assert all(rows * width <= 130 for rows, width in encoded) and max(rows for rows, _ in encoded) == 3
+
+
+def test_matching_is_bert_scores_greedy_cos_idf():
+    """One pair at a time, also where a best match is negative and where a text has two tokens."""
+    import torch
+    from bert_score.utils import greedy_cos_idf
+
+    from imhi.metrics.bertscore import _match, _normalised
+
+    torch.manual_seed(0)
+    pairs = []
+    for lengths in ((7, 5), (3, 90), (2, 4), (5, 2), (2, 2), (4, 4)):
+        pair = [(torch.randn(length, 32), torch.ones(length)) for length in lengths]
+        for _, weights in pair:
+            weights[0] = 0.0
+        pairs.append(pair)
+    pairs.append([(-pairs[0][0][0][:3], torch.ones(3)), (pairs[0][0][0][:3], torch.ones(3))])
+    found = _match([(_normalised(*generated), _normalised(*gold)) for generated, gold in pairs])
+    for (generated, gold), row in zip(pairs, found, strict=True):
+        operands = [
+            [states[None].clone(), torch.ones(1, len(states), dtype=torch.bool), weights[None].clone()]
+            for states, weights in (gold, generated)
+        ]
+        precision, recall, f1 = greedy_cos_idf(*operands[0], *operands[1])
+        assert row == pytest.approx((f1.item(), precision.item(), recall.item()), abs=1e-6)
+    assert _match([]) == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_texts_are_tokenised_as_one_by_one(name, monkeypatch):
+    from imhi.metrics import bertscore
+
+    monkeypatch.setattr(bertscore, "TEXTS_A_CALL", 5)
+    metric = BertScore(MODELS[name], num_layers=2)
+    generated, golds = texts(fixture(name))
+    tokens = metric._tokenise([*generated, *golds])
+    assert set(tokens) == {*generated, *golds}
+    for text, ids in tokens.items():
+        wanted = metric._tokenizer.encode(
+            " " * metric.prefix_space + text.strip(), truncation=True, max_length=metric._max_tokens
+        )
+        assert ids == (wanted if text.strip() else [])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_batch_size_changes_nothing(name):
     made = fixture(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from imhi.data import read_query_rows
 from imhi.metrics.bleu import Bleu, tokenize_13a
+from imhi.metrics.ngrams import matching_ngrams
 
 sacrebleu = pytest.importorskip("sacrebleu")
 
@@ -78,6 +80,19 @@ def test_equals_sacrebleu_on_real_rows(real_data):
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=60))
 def test_tokens_equal_sacrebleus(text):
     assert tokenize_13a(text) == reference().tokenizer(text.rstrip()).split()
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(alphabet="aé1².,-'&;\"<>|_ \t\r\n\x1c\x85\u00a0\u2028", max_size=30))
+def test_tokens_equal_sacrebleus_where_punctuation_meets_spaces_and_digits(text):
+    assert tokenize_13a(text) == reference().tokenizer(text.rstrip()).split()
+
+
+@settings(max_examples=200, deadline=None)
+@given(*[st.lists(st.integers(0, 3), max_size=20)] * 2, st.integers(1, 5))
+def test_matching_ngrams_are_the_intersection_of_the_counts(ids, others, order):
+    counts = [Counter(tuple(row[at : at + order]) for at in range(len(row) - order + 1)) for row in (ids, others)]
+    assert matching_ngrams(ids, others, order) == (counts[0] & counts[1]).total()
 
 
 @settings(max_examples=100, deadline=None)

@@ -13,6 +13,7 @@ from imhi.commands import (
     decoding_from,
     positive,
 )
+from imhi.engines import BATCHING
 from imhi.errors import UserError
 
 DESCRIPTION = (
@@ -37,7 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rule_calculate", action="store_true", help="label the answers by rule and print accuracy and F1"
     )
     add_device_arguments(parser)
-    parser.add_argument("--batch_size", type=positive, default=8, help="rows a batch (default 8)")
+    parser.add_argument(
+        "--batch_size", type=positive, help="rows at once, at most (default: what suits the device and its memory)"
+    )
+    parser.add_argument(
+        "--batching",
+        choices=BATCHING,
+        help="in-flight: a row that ends makes room for the next (default where the model can);\n"
+        "buckets: whole batches through transformers' generate",
+    )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="every row by itself: no answer depends on the rows beside it; several times slower (BENCHMARKS.md)",
+    )
     add_sampling_arguments(parser)
     parser.add_argument(
         "--max_errors", type=int, default=10, help="stop after more than this many failed rows (default 10)"
@@ -47,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     decoding = decoding_from(arguments)
+    if arguments.deterministic and arguments.batch_size not in (None, 1):
+        raise UserError(f"--deterministic takes every row by itself; leave --batch_size {arguments.batch_size} out")
     if arguments.max_errors < 0:
         raise UserError("--max_errors must be 0 (stop at the first failed row) or more")
     from imhi.data import parse_dataset_names
@@ -73,6 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
             device=arguments.device,
             dtype=arguments.dtype,
             batch_size=arguments.batch_size,
+            batching=arguments.batching,
+            deterministic=arguments.deterministic,
             decoding=decoding,
             max_errors=arguments.max_errors,
             overwrite=arguments.overwrite,

@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip_missing", action="store_true", help="leave out datasets that have no classifier under MODEL_PATH"
     )
     parser.add_argument("--overwrite", action="store_true", help="label again what is labelled, replace files")
-    add_device_arguments(parser, dtype="float32")
+    add_device_arguments(parser, dtype="float32 on the CPU, auto on a GPU")
+    # What stands above is what the help says; None leaves the choice to the device.
+    parser.set_defaults(dtype=None)
     parser.add_argument(
         "--batch_size", type=positive, help="texts a batch at most (default: as many as suit the device)"
     )
@@ -103,7 +105,7 @@ def _label_with_classifiers(arguments: argparse.Namespace) -> int:
         None if arguments.model_path is None else locate(arguments.model_path),
         [DATASETS[name] for name in responses],
         device=device,
-        dtype=pick_dtype(arguments.dtype, device),
+        dtype=pick_dtype(arguments.dtype or ("float32" if device == "cpu" else "auto"), device),
         batch_size=arguments.batch_size,
         skip_missing=arguments.skip_missing,
     )

@@ -33,9 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="response",
         help="compare whole texts (default, as published) or the parts after 'Reasoning:'",
     )
-    add_device_arguments(parser, dtype="float32")
+    add_device_arguments(parser, dtype="float32 on the CPU, auto on a GPU")
+    # What stands above is what the help says; None leaves the choice to the device.
+    parser.set_defaults(dtype=None)
     parser.add_argument(
-        "--batch_size", type=positive, help="texts or pairs a batch (default bert_score 64, bart_score 8)"
+        "--batch_size", type=positive, help="texts or pairs a batch at most (default: as many as suit the metric)"
     )
     parser.add_argument("--overwrite", action="store_true", help="compute values again that are there already")
     bert = parser.add_argument_group("bert_score")
@@ -99,7 +101,8 @@ def _options(arguments: argparse.Namespace, chosen: tuple[str, ...]) -> dict[str
     from imhi.devices import pick_device
 
     device = pick_device(cuda=arguments.cuda, device=arguments.device)
-    shared: dict[str, object] = {"device": device, "dtype": arguments.dtype}
+    dtype = arguments.dtype or ("float32" if device == "cpu" else "auto")
+    shared: dict[str, object] = {"device": device, "dtype": dtype}
     if arguments.batch_size:
         shared["batch_size"] = arguments.batch_size
     return {

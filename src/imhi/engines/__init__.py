@@ -1,8 +1,8 @@
 """Engines: prompts in, completions out; one file an engine, and this contract between them.
 
 An engine gets all prompts of a run and the ids that are done already, and yields completions in any order, in
-groups that the caller journals at once.  It plans its batches over *all* prompts, so that a resumed run computes
-what is left in the batches of an uninterrupted one.
+groups that the caller journals at once.  It plans its work over *all* prompts, so that a resumed run computes what is
+left as an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Completion", "Decoding", "Engine", "OnStep", "Prompt"]
+__all__ = ["BATCHING", "Completion", "Decoding", "Engine", "OnStep", "Prompt"]
 
-# (rows in the batch, new tokens so far)
+# How rows share the device: entering and leaving one by one, or in whole batches.
+BATCHING = ("in-flight", "buckets")
+
+# (rows at work, their new tokens so far, in sum)
 OnStep = Callable[[int, int], None]
 
 

@@ -1,14 +1,21 @@
-"""The default engine: a transformers model in this process, in longest-first batches."""
+"""The default engine: a transformers model in this process.
+
+Causal models answer in flight (`imhi.engines.in_flight`), rows entering and leaving as they end; encoder-decoders, and
+causal models that cannot, answer with transformers' ``generate`` in longest-first batches bounded by their tokens.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from imhi.batching import plan_batches, run_split
+from imhi.batching import plan_token_batches, run_split
 from imhi.checkpoints import Generator
 from imhi.engines import Completion, Decoding, OnStep, Prompt
+from imhi.engines.in_flight import InFlight, Limits, Request, shared_prefixes, why_not_in_flight
+from imhi.engines.limits import plan_limits
 from imhi.errors import UserError
 from imhi.talk import say
 
@@ -19,35 +26,71 @@ __all__ = ["TransformersEngine"]
 
 
 class TransformersEngine:
-    """Generates with `transformers`' ``generate``; causal and encoder-decoder models.
+    """Generates with a transformers model; causal and encoder-decoder models.
 
     Parameters
     ----------
     generator : a loaded model (`imhi.checkpoints.load_generator`).
     decoding : limits and sampling.
-    batch_size : rows a batch; a batch that runs out of memory is halved and the run goes on.
+    batch_size : rows at once, at most; None: as many as suit the device and its memory.  What runs out of memory is
+        halved and the run goes on.
+    batching : "in-flight" or "buckets" (whole batches through ``generate``); None: in flight where the model can.
+    deterministic : every row by itself, so that no answer depends on the rows beside it, at the cost of the time that
+        batches save.
+    answer_lengths : for benchmarks: new tokens of each row by its id, in place of its end token.
+
+    Raises
+    ------
+    UserError
+        A chat template that the tokenizer lacks, or "in-flight" asked for with a model that cannot.
     """
 
     name = "transformers"
 
-    def __init__(self, generator: Generator, decoding: Decoding, *, batch_size: int):
+    def __init__(
+        self,
+        generator: Generator,
+        decoding: Decoding,
+        *,
+        batch_size: int | None = None,
+        batching: str | None = None,
+        deterministic: bool = False,
+        answer_lengths: Mapping[str, int] | None = None,
+    ):
         self.generator = generator
         self._on_step: OnStep | None = None
         self.decoding = decoding
-        self.batch_size = batch_size
+        self.batch_size = 1 if deterministic else batch_size
+        self.deterministic = deterministic
+        self.answer_lengths = answer_lengths
         self.memory_splits: list[int] = []
+        self.limits: Limits | None = None
+        self._flight: InFlight | None = None
         if decoding.chat_template and not generator.tokenizer.chat_template:
             raise UserError("--chat_template: this model's tokenizer has no chat template; leave the flag out")
+        obstacle = None if batching == "buckets" else why_not_in_flight(generator)
+        if obstacle and batching == "in-flight":
+            raise UserError(f"--batching in-flight: this model cannot ({obstacle}); leave the flag out")
+        if obstacle and generator.kind == "causal":
+            say(f"batches wait for their longest answer: this model cannot be answered in flight ({obstacle})")
+        self.batching = "buckets" if batching == "buckets" or obstacle else "in-flight"
 
     def describe(self) -> dict[str, Any]:
         return {
             **self.generator.facts,
             "batch_plan": {
                 "order": "longest first",
+                "batching": self.batching,
+                "deterministic": self.deterministic,
                 "batch_size": self.batch_size,
+                "limits": asdict(self.limits) if self.limits else None,
                 "split_on_memory": self.memory_splits,
             },
         }
+
+    def figures(self) -> dict[str, Any]:
+        """Steps, tokens and seconds of the last `complete`, where it ran in flight (`in_flight.Figures`)."""
+        return asdict(self._flight.figures) if self._flight else {}
 
     def prompt_token_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: raw text with the tokenizer's own special tokens, or its chat template.
@@ -74,12 +117,65 @@ class TransformersEngine:
     ) -> Iterator[list[Completion]]:
         self._on_step = on_step
         encoded = [self._fit(self.prompt_token_ids(prompt)) for prompt in prompts]
-        impossible = [at for at, (ids, _) in enumerate(encoded) if self._room(len(ids)) < 1]
+        impossible = {at for at, (ids, _) in enumerate(encoded) if self._room(len(ids)) < 1}
         if refused := [
-            self._no_room(prompts[at], len(encoded[at][0])) for at in impossible if prompts[at].id not in done
+            self._no_room(prompts[at], len(encoded[at][0])) for at in sorted(impossible) if prompts[at].id not in done
         ]:
             yield refused
-        for rows in self._plan(encoded, set(impossible)):
+        possible = [at for at in range(len(encoded)) if at not in impossible]
+        if all(prompts[at].id in done for at in possible):
+            return
+        self.limits = plan_limits(
+            self.generator,
+            [encoded[at][0] for at in possible],
+            batch_size=self.batch_size,
+            in_flight=self.batching == "in-flight",
+        )
+        answer = self._complete_in_flight if self.batching == "in-flight" else self._complete_in_buckets
+        yield from answer(prompts, encoded, possible, done, self.limits)
+
+    def _complete_in_flight(
+        self,
+        prompts: Sequence[Prompt],
+        encoded: Sequence[tuple[list[int], bool]],
+        possible: Sequence[int],
+        done: Collection[str],
+        limits: Limits,
+    ) -> Iterator[list[Completion]]:
+        ends = (
+            frozenset() if self.answer_lengths else frozenset(self.generator.model.generation_config.eos_token_id or [])
+        )
+        self._flight = InFlight(self.generator, self.decoding, limits, ends=ends, on_split=self._note_split)
+        if self.deterministic:
+            plan = [([at], 0) for at in sorted(possible, key=lambda at: -len(encoded[at][0]))]
+        else:
+            shared = shared_prefixes([encoded[at][0] for at in possible])
+            plan = [([possible[at] for at in members], prefix) for members, prefix in shared]
+        groups = [
+            [
+                Request(at, encoded[at][0], self._limit(prompts[at], len(encoded[at][0])), prompts[at].id, prefix)
+                for at in members
+                if prompts[at].id not in done
+            ]
+            for members, prefix in plan
+        ]
+        for answers in self._flight.complete(groups, on_step=self._on_step):
+            yield [
+                self._failure(prompts[answer.at], len(encoded[answer.at][0]), answer.error)
+                if answer.error
+                else self._completion(prompts[answer.at], encoded[answer.at], answer.ids)
+                for answer in answers
+            ]
+
+    def _complete_in_buckets(
+        self,
+        prompts: Sequence[Prompt],
+        encoded: Sequence[tuple[list[int], bool]],
+        possible: Sequence[int],
+        done: Collection[str],
+        limits: Limits,
+    ) -> Iterator[list[Completion]]:
+        for rows in self._plan(encoded, possible, limits):
             if all(prompts[at].id in done for at in rows):
                 continue
 
@@ -87,8 +183,7 @@ class TransformersEngine:
                 return self._generate([prompts[at] for at in part], [encoded[at] for at in part])
 
             def failed(at: int, error: Exception) -> list[Completion]:
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-                return [Completion(prompts[at].id, "", len(encoded[at][0]), 0, "error", error=reason[:500])]
+                return [self._failure(prompts[at], len(encoded[at][0]), error)]
 
             for _, completions in run_split(rows, work, on_split=self._note_split, on_failure=failed):
                 if fresh := [completion for completion in completions if completion.id not in done]:
@@ -101,20 +196,22 @@ class TransformersEngine:
             return self._no_room(prompt, len(ids))
         return self._generate([prompt], [(ids, truncated)], streamer=streamer)[0]
 
-    def _plan(self, encoded: Sequence[tuple[list[int], bool]], impossible: set[int]) -> list[list[int]]:
-        """Batches of rows, longest first.
+    def _plan(
+        self, encoded: Sequence[tuple[list[int], bool]], possible: Sequence[int], limits: Limits
+    ) -> list[list[int]]:
+        """Batches of rows, longest first, each within the limits with all the room that its answers may take.
 
         With a table of positions, a row whose answer may reach its end is a batch of its own: beside rows with more
         room it would be carried past the table.  (Elsewhere what goes past the limit is cut off afterwards.)
         """
-        possible = [at for at in range(len(encoded)) if at not in impossible]
         bounded = self.generator.kind == "causal" and self.generator.learned_positions
         context = self.generator.context if bounded else None
         # What any row of a batch may be given: the shortest prompt has the most room.
         most = max((self._room(len(encoded[at][0])) for at in possible), default=0)
         unbounded = [at for at in possible if context is None or len(encoded[at][0]) + most <= context]
         alone = sorted(set(possible) - set(unbounded), key=lambda at: -len(encoded[at][0]))
-        batches = plan_batches([len(encoded[at][0]) for at in unbounded], self.batch_size)
+        lengths = [len(encoded[at][0]) + most for at in unbounded]
+        batches = plan_token_batches(lengths, limits.cache_tokens, limits.slots) if unbounded else []
         return [[at] for at in alone] + [[unbounded[at] for at in batch] for batch in batches]
 
     def _fit(self, ids: list[int]) -> tuple[list[int], bool]:
@@ -138,6 +235,27 @@ class TransformersEngine:
                     room = min(room, limit - 1)
         return room
 
+    def _limit(self, prompt: Prompt, prompt_tokens: int) -> int:
+        """New tokens after which a row is over, whatever it says."""
+        room = self._room(prompt_tokens)
+        return min(room, self.answer_lengths[prompt.id]) if self.answer_lengths else room
+
+    def _failure(self, prompt: Prompt, prompt_tokens: int, error: Exception) -> Completion:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        return Completion(prompt.id, "", prompt_tokens, 0, "error", error=reason[:500])
+
+    def _completion(self, prompt: Prompt, encoded: tuple[list[int], bool], new: Sequence[int]) -> Completion:
+        """The answer in `new`, which may go on behind its end token or its room."""
+        ids, truncated = encoded
+        new = new[: self._limit(prompt, len(ids))]
+        ends = () if self.answer_lengths else self.generator.model.generation_config.eos_token_id or ()
+        end = next((at for at, token in enumerate(new) if token in ends), None)
+        kept = list(new if end is None else new[:end])
+        tokenizer = self.generator.tokenizer
+        text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        return Completion(prompt.id, text, len(ids), len(kept), "length" if end is None else "stop", truncated)
+
     def _no_room(self, prompt: Prompt, prompt_tokens: int) -> Completion:
         limits = {"max_length": self.decoding.max_length, "context": self.generator.context}
         stated = ", ".join(f"{name} {limit}" for name, limit in limits.items() if limit is not None)
@@ -146,7 +264,7 @@ class TransformersEngine:
 
     def _note_split(self, size: int) -> None:
         self.memory_splits.append(size)
-        say(f"out of memory with {size} rows in a batch: halved, and the run goes on")
+        say(f"out of memory with {size} rows at once: halved, and the run goes on")
 
     def _ticks(self, start: int) -> Any:
         """A stopping criterion that stops nothing and reports every step; None without anybody to report to."""
@@ -159,7 +277,7 @@ class TransformersEngine:
 
         class Tick(StoppingCriteria):
             def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
-                report(input_ids.shape[0], input_ids.shape[1] - start)
+                report(input_ids.shape[0], input_ids.shape[0] * (input_ids.shape[1] - start))
                 return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
         return StoppingCriteriaList([Tick()])
@@ -181,7 +299,7 @@ class TransformersEngine:
             span = slice(width - len(ids), width) if self.generator.kind == "causal" else slice(0, len(ids))
             tokens[at, span] = torch.tensor(ids, dtype=torch.long)
             mask[at, span] = 1
-        rooms = [self._room(len(ids)) for ids, _ in encoded]
+        limits = [self._limit(prompt, len(ids)) for prompt, (ids, _) in zip(prompts, encoded, strict=True)]
         sampling: dict[str, Any] = {}
         if self.decoding.do_sample:
             # Seeded by the rows of the batch, so that a resumed run draws what an uninterrupted one draws.
@@ -196,21 +314,14 @@ class TransformersEngine:
             output = model.generate(
                 input_ids=tokens.to(self.generator.device),
                 attention_mask=mask.to(self.generator.device),
-                max_new_tokens=max(rooms),
+                max_new_tokens=max(limits),
+                **({"eos_token_id": None} if self.answer_lengths else {}),
                 streamer=streamer,
                 stopping_criteria=self._ticks(width if self.generator.kind == "causal" else 1),
                 **sampling,
             )
         start = width if self.generator.kind == "causal" else 1
-        ends = set(model.generation_config.eos_token_id or [])
-        completions = []
-        for prompt, (ids, truncated), new, room in zip(
-            prompts, encoded, output[:, start:].tolist(), rooms, strict=True
-        ):
-            new = new[:room]
-            end = next((at for at, token in enumerate(new) if token in ends), None)
-            kept = new if end is None else new[:end]
-            text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-            reason = "length" if end is None else "stop"
-            completions.append(Completion(prompt.id, text, len(ids), len(kept), reason, truncated))
-        return completions
+        return [
+            self._completion(prompt, row, new)
+            for prompt, row, new in zip(prompts, encoded, output[:, start:].tolist(), strict=True)
+        ]

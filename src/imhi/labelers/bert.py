@@ -15,6 +15,7 @@ from imhi.benchmark import Dataset
 from imhi.checkpoints import fingerprint, load_model, load_tokenizer, read_config, weight_files
 from imhi.errors import UserError
 from imhi.labelers.classifier import Classifier
+from imhi.labelers.forward import first_token_logits, reads_first_token
 from imhi.labelers.settings import FLAG, SETTINGS_FILE
 from imhi.talk import some
 
@@ -103,6 +104,10 @@ class BertLabeler(Classifier):
 
     def load(self, dataset: Dataset) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return _load(self.folder, dataset, self.dtype), load_tokenizer(self.folder, flag=FLAG)
+
+    def forward(self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        run = first_token_logits if reads_first_token(model) else super().forward
+        return run(model, input_ids, attention_mask)
 
 
 def _load(folder: Path, dataset: Dataset, dtype: torch.dtype) -> PreTrainedModel:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from imhi.batching import is_out_of_memory, padded, plan_token_batches, release_memory, run_split
 from imhi.benchmark import Dataset
+from imhi.cpu import keep_freed_memory, pack_linears
 from imhi.errors import UserError
 from imhi.labelers import LabelResult
 from imhi.labelers.settings import FLAG, Settings
@@ -59,6 +60,17 @@ class Classifier(ABC):
     def load(self, dataset: Dataset) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model, on the host and in `dtype`, and its tokenizer; UserError where they do not fit `dataset`."""
 
+    def ready(self, dataset: Dataset) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """What `load` gives, on the device, for inference alone: on a CPU its linear layers are packed."""
+        model, tokenizer = self.load(dataset)
+        if tokenizer.pad_token_id is None:
+            raise UserError(f"{FLAG}: the tokenizer of {self.folder} has no pad token; texts cannot be batched")
+        model.to(self.device).eval()
+        if self.device == "cpu":
+            keep_freed_memory()
+            pack_linears(model)
+        return model, tokenizer
+
     def forward(self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits of a batch, shape (rows, classes)."""
         return model(input_ids=input_ids, attention_mask=attention_mask).logits
@@ -98,13 +110,10 @@ class Classifier(ABC):
         """Logits of each text, and whether it was truncated; `weights` are the rows it counts for in the bar."""
         import torch
 
-        model, tokenizer = self.load(dataset)
-        if tokenizer.pad_token_id is None:
-            raise UserError(f"{FLAG}: the tokenizer of {self.folder} has no pad token; texts cannot be batched")
+        model, tokenizer = self.ready(dataset)
         try:
             positions = getattr(model.config, "max_position_embeddings", self.settings.max_tokens)
             encoded, truncated = _encode(tokenizer, texts, min(self.settings.max_tokens, positions))
-            model.to(self.device).eval()
             found = torch.empty(len(texts), len(dataset.labels))
             budget = self.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
             with progress_bar(sum(weights), dataset.name) as bar:

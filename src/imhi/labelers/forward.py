@@ -1,7 +1,8 @@
 """The logits of a BERT classifier without the work that they do not depend on.
 
 The head reads the first token alone, so that in the last layer queries, feed-forward and norms are computed for that
-token only: a quarter of a three-layer encoder's work is saved.  The sums are those of transformers' own forward.
+token only: a quarter of a three-layer encoder's work is saved, 7 % of BERT-base's.  The sums are those of
+transformers' own forward.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from imhi.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_layers", "first_token_logits", "keep_layers"]
+__all__ = ["check_layers", "first_token_logits", "keep_layers", "reads_first_token"]
 
 
 def check_layers(layers: Sequence[int], present: int, folder: Path) -> None:
@@ -38,6 +39,11 @@ def keep_layers(model: Any, layers: Sequence[int], folder: Path) -> None:
     check_layers(layers, len(present), folder)
     model.bert.encoder.layer = ModuleList(present[index] for index in layers)
     model.config.num_hidden_layers = len(layers)
+
+
+def reads_first_token(model: Any) -> bool:
+    """Whether `first_token_logits` computes what the model's own forward does; other architectures have other parts."""
+    return type(model).__name__ == "BertForSequenceClassification" and not model.config.is_decoder
 
 
 def first_token_logits(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,17 @@
 """BERTScore: token embeddings of both texts, matched greedily by cosine; precision, recall and F1 per row.
 
 Definition: Zhang, Kishore, Wu, Weinberger, Artzi, "BERTScore: evaluating text generation with BERT", ICLR 2020, as
-computed by the bert-score package 0.3.13 without idf weights.  Its matching (``greedy_cos_idf``), padding and encoder
-call are used; loading and tokenising are done here, because under transformers 5, or with a checkpoint given as a
-path, the package
+computed by the bert-score package 0.3.13 without idf weights.  Its encoder call is used; loading and tokenising are done
+here, because under transformers 5, or with a checkpoint given as a path, the package
 
 - raises on an empty text,
 - ignores ``add_prefix_space`` (RoBERTa and GPT-2 then lose a space in front of the text and the values drift),
 - feeds texts longer than the model's positions where the tokenizer names no limit,
 - takes any path that contains "t5" for a T5 model,
 - leaves ``rescale_with_baseline`` undone where it finds no baseline.
+
+Its matching (``greedy_cos_idf``) is written out here for one pair without padding: the package gives padding a
+similarity of 0, so that in a batch a token whose best match is negative scores by the length of its neighbours.
 
 ``tools/make_bertscore_fixtures.py`` makes the values of the package itself under transformers 4 that the tests
 compare with.
@@ -18,12 +20,13 @@ compare with.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from imhi.batching import plan_batches, run_split
+from imhi.batching import padded, plan_token_batches, run_split
 from imhi.checkpoints import (
     EMBEDDED,
     fingerprint,
@@ -36,6 +39,7 @@ from imhi.checkpoints import (
     refuse_missing,
     weight_files,
 )
+from imhi.cpu import keep_freed_memory, pack_linears
 from imhi.data import read_table
 from imhi.devices import pick_dtype
 from imhi.errors import UserError
@@ -91,8 +95,28 @@ NO_PREFIX_SPACE_TYPES = frozenset(["bart", "led", "longformer"])
 # How configs call the number of encoder layers; an encoder-decoder's own name for it comes first.
 LAYER_COUNTS = ("encoder_layers", "num_layers", "num_hidden_layers", "n_layers", "n_layer")
 
-# Pairs whose embeddings are held at once, in batches.
-BATCHES_HELD = 2
+# Padded tokens in a batch: on a CPU enough to fill its caches, on a GPU enough to keep it busy.
+CPU_TOKENS, GPU_TOKENS = 2048, 65536
+
+# Tokens whose embeddings are held at once: 0.2 GB of MiniLM's, 0.5 GB of roberta-large's.
+HELD_TOKENS = 1 << 17
+
+# Texts tokenised in one call: the tokenizer's own record of each is many times its ids.
+TEXTS_A_CALL = 2048
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A text's tokens as they are matched.
+
+    Attributes
+    ----------
+    states : embeddings of length 1, shape (tokens, width), float32.
+    shares : what each token counts for in the average, shape (tokens,); they add up to 1.
+    """
+
+    states: torch.Tensor
+    shares: torch.Tensor
 
 
 class BertScore(Metric):
@@ -108,7 +132,7 @@ class BertScore(Metric):
         bert-score was tuned on.
     rescale_with_baseline : map values so that unrelated texts score about 0: (x - b) / (1 - b).
     baseline : a baseline file (``LAYER,P,R,F``); None: the one that bert-score carries for the model.
-    batch_size : texts encoded at a time.
+    batch_size : texts encoded at a time at most; None: no limit but padded tokens, as suits the device.
     device, dtype : where and in what the encoder runs; matching is in float32.
 
     Raises
@@ -129,7 +153,7 @@ class BertScore(Metric):
         num_layers: int | None = None,
         rescale_with_baseline: bool = False,
         baseline: str | Path | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         device: str = "cpu",
         dtype: str = "float32",
     ):
@@ -217,83 +241,153 @@ class BertScore(Metric):
     def _encoder(self) -> Any:
         return _load_encoder(self.folder, self.num_layers, self.device, self.dtype)
 
-    def _tokens(self, text: str) -> list[int]:
-        """Token ids of a text with special tokens; [] where no token of its own is left."""
-        text = text.strip()
-        if not text:
-            return []
-        ids = _encode(self._tokenizer, " " + text if self.prefix_space else text, self._max_tokens)
-        return ids if any(self._weights(ids)) else []
+    @cached_property
+    def _unweighted(self) -> frozenset[int]:
+        """Token ids that do not count in the average: the start and the separator."""
+        return frozenset({self._tokenizer.sep_token_id, self._tokenizer.cls_token_id} - {None})
 
-    def _weights(self, ids: Sequence[int]) -> list[float]:
-        """Weight of each token in the average: 0 for the start and the separator, else 1 (no idf)."""
-        unweighted = {self._tokenizer.sep_token_id, self._tokenizer.cls_token_id}
-        return [0.0 if token in unweighted else 1.0 for token in ids]
+    def _tokenise(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        """Text → token ids with special tokens; [] where no token of its own is left."""
+        tokens: dict[str, list[int]] = {text: [] for text in texts}
+        filled = [text for text in tokens if text.strip()]
+        for start in range(0, len(filled), TEXTS_A_CALL):
+            part = filled[start : start + TEXTS_A_CALL]
+            encoded = self._tokenizer(
+                [f" {text.strip()}" if self.prefix_space else text.strip() for text in part],
+                truncation=self._max_tokens is not None,
+                max_length=self._max_tokens,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
+            tokens.update((text, ids) for text, ids in zip(part, encoded, strict=True) if set(ids) - self._unweighted)
+        return tokens
 
     def _statistics(self, pairs: Sequence[tuple[str, str]], advance: Callable[[int], object]) -> Statistics:
         # Loaded before the first batch: a model that does not fit is no reason to split batches.
         _ = self._encoder
-        tokens = {text: self._tokens(text) for text in dict.fromkeys(text for pair in pairs for text in pair)}
+        tokens = self._tokenise([text for pair in pairs for text in pair])
         rows: Statistics = [(0.0, 0.0, 0.0)] * len(pairs)
-        full = [at for at, (generated, gold) in enumerate(pairs) if tokens[generated] and tokens[gold]]
-        advance(len(pairs) - len(full))
-        lengths = [max(len(tokens[text]) for text in pairs[at]) for at in full]
-        for chunk in plan_batches(lengths, self.batch_size * BATCHES_HELD):
-            members = [full[at] for at in chunk]
-            texts = list(dict.fromkeys(text for at in members for text in pairs[at]))
-            embedded = self._embed({text: tokens[text] for text in texts})
-            for at in members:
-                generated, gold = pairs[at]
-                rows[at] = self._match(embedded[generated], tokens[generated], embedded[gold], tokens[gold])
-            advance(len(members))
+        order = _longest_first(pairs, tokens)
+        advance(len(pairs) - len(order))
+        # Text → pairs that wait for it.
+        waiting: dict[str, set[int]] = {}
+        for at in order:
+            for text in pairs[at]:
+                waiting.setdefault(text, set()).add(at)
+        held: dict[str, Embedded] = {}
+        while waiting:
+            for batch in self._embed(_next_texts(pairs, tokens, order, waiting, held)):
+                held.update(batch)
+                ready = sorted({at for text in batch for at in waiting[text] if held.keys() >= set(pairs[at])})
+                found = _match([(held[generated], held[gold]) for generated, gold in (pairs[at] for at in ready)])
+                for at, row in zip(ready, found, strict=True):
+                    rows[at] = row
+                    for text in set(pairs[at]):
+                        waiting[text].remove(at)
+                        if not waiting[text]:
+                            del waiting[text], held[text]
+                advance(len(ready))
+            held = _kept(tokens, waiting, held)
         return rows
 
-    def _embed(self, tokens: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-        """Text → embeddings of its tokens, shape (tokens, width), float32."""
+    def _embed(self, tokens: dict[str, list[int]]) -> Iterator[dict[str, Embedded]]:
+        """Text → its embedded tokens, a batch at a time, longest first."""
         import torch
-        from bert_score.utils import bert_encode, padding
+        from bert_score.utils import bert_encode
 
         texts = list(tokens)
         pad = self._tokenizer.pad_token_id or 0
-        embedded: dict[str, torch.Tensor] = {}
+        unweighted = torch.tensor(sorted(self._unweighted), dtype=torch.long)
 
-        def work(part: Sequence[int]) -> list[torch.Tensor]:
-            ids, lengths, mask = padding([tokens[texts[at]] for at in part], pad)
-            states = bert_encode(self._encoder, ids.to(self.device), attention_mask=mask.to(self.device))
-            return [state[:length].float() for state, length in zip(states, lengths.tolist(), strict=True)]
+        def work(part: Sequence[int]) -> list[Embedded]:
+            ids, mask = padded([tokens[texts[at]] for at in part], pad)
+            weights = torch.isin(ids, unweighted, invert=True).float().to(self.device)
+            with torch.inference_mode():
+                states = bert_encode(self._encoder, ids.to(self.device), attention_mask=mask.to(self.device))
+                lengths = [len(tokens[texts[at]]) for at in part]
+                return [
+                    _normalised(state[:length].float(), weight[:length])
+                    for state, weight, length in zip(states, weights, lengths, strict=True)
+                ]
 
         def on_split(size: int) -> None:
             say(f"bert_score: {size} texts did not fit in memory; going on with {(size + 1) // 2}")
 
-        with torch.inference_mode():
-            for batch in plan_batches([len(tokens[text]) for text in texts], self.batch_size):
-                for part, states in run_split(batch, work, on_split=on_split):
-                    embedded.update((texts[at], state) for at, state in zip(part, states, strict=True))
-        return embedded
-
-    def _match(
-        self, generated: torch.Tensor, generated_ids: list[int], gold: torch.Tensor, gold_ids: list[int]
-    ) -> tuple[float, ...]:
-        """F1, precision and recall of one pair.
-
-        One pair at a time: bert-score gives padding a similarity of 0, so that in a batch a token whose best match is
-        negative would score by the length of its neighbours.
-        """
-        import torch
-        from bert_score.utils import greedy_cos_idf
-
-        def operands(states: torch.Tensor, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            # greedy_cos_idf works in place: give it copies.
-            weights = torch.tensor([self._weights(ids)], device=states.device)
-            return states.unsqueeze(0).clone(), torch.ones_like(weights, dtype=torch.bool), weights
-
-        with torch.inference_mode():
-            precision, recall, f1 = greedy_cos_idf(*operands(gold, gold_ids), *operands(generated, generated_ids))
-        return (f1.item(), precision.item(), recall.item())
+        budget = CPU_TOKENS if self.device == "cpu" else GPU_TOKENS
+        for batch in plan_token_batches([len(tokens[text]) for text in texts], budget, self.batch_size):
+            for part, found in run_split(batch, work, on_split=on_split):
+                yield {texts[at]: embedded for at, embedded in zip(part, found, strict=True)}
 
 
-def _encode(tokenizer: Any, text: str, limit: int | None) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=True, truncation=limit is not None, max_length=limit)
+def _longest_first(pairs: Sequence[tuple[str, str]], tokens: Mapping[str, list[int]]) -> list[int]:
+    """Pairs without an empty text, by their longer text; pairs that share it stand together."""
+    number = {text: at for at, text in enumerate(tokens)}
+    keys = {}
+    for at, pair in enumerate(pairs):
+        if all(tokens[text] for text in pair):
+            longer = max(pair, key=lambda text: len(tokens[text]))
+            keys[at] = (-len(tokens[longer]), number[longer])
+    return sorted(keys, key=keys.__getitem__)
+
+
+def _next_texts(
+    pairs: Sequence[tuple[str, str]],
+    tokens: Mapping[str, list[int]],
+    order: Sequence[int],
+    waiting: Mapping[str, set[int]],
+    held: Mapping[str, Embedded],
+) -> dict[str, list[int]]:
+    """Tokens of the texts that the next waiting pairs lack: one pair's at least, else what may be held at once."""
+    room = HELD_TOKENS - sum(len(tokens[text]) for text in held)
+    wanted: dict[str, list[int]] = {}
+    for at in order:
+        generated, gold = pairs[at]
+        if at not in waiting.get(gold, ()):
+            continue
+        lacking = {text: tokens[text] for text in (generated, gold) if text not in held and text not in wanted}
+        room -= sum(map(len, lacking.values()))
+        if wanted and room < 0:
+            break
+        wanted.update(lacking)
+    return wanted
+
+
+def _kept(
+    tokens: Mapping[str, list[int]], waiting: Mapping[str, set[int]], held: Mapping[str, Embedded]
+) -> dict[str, Embedded]:
+    """What stays embedded for later pairs: at most half of what may be held, the texts of most pairs first."""
+    room = HELD_TOKENS // 2
+    kept = {}
+    for text in sorted(held, key=lambda text: -len(waiting[text])):
+        if len(tokens[text]) <= room:
+            room -= len(tokens[text])
+            kept[text] = held[text]
+    return kept
+
+
+def _normalised(states: torch.Tensor, weights: torch.Tensor) -> Embedded:
+    return Embedded(states / states.norm(dim=-1, keepdim=True), weights / weights.sum())
+
+
+def _match(pairs: Sequence[tuple[Embedded, Embedded]]) -> list[tuple[float, ...]]:
+    """F1, precision and recall of each (generated, gold): every token by its best cosine in the other text."""
+    import torch
+
+    if not pairs:
+        return []
+    precisions, recalls = [], []
+    with torch.inference_mode():
+        for generated, gold in pairs:
+            similarity = generated.states @ gold.states.T
+            precisions.append((similarity.amax(dim=1) * generated.shares).sum())
+            recalls.append((similarity.amax(dim=0) * gold.shares).sum())
+        precision, recall = torch.stack(precisions).cpu(), torch.stack(recalls).cpu()
+        f1 = 2 * precision * recall / (precision + recall)
+        # bert-score takes a text of two tokens, whatever they are, for an empty one, but not in F1.
+        empty = torch.tensor([2 in (len(generated.shares), len(gold.shares)) for generated, gold in pairs])
+        precision, recall = precision.masked_fill(empty, 0.0), recall.masked_fill(empty, 0.0)
+        f1 = f1.masked_fill(f1.isnan(), 0.0)
+        return list(zip(f1.tolist(), precision.tolist(), recall.tolist(), strict=True))
 
 
 def _layers_table() -> dict[str, int]:
@@ -406,7 +500,11 @@ def _load_encoder(folder: Path, num_layers: int, device: str, dtype: str) -> Any
         raise UserError(
             f"{FLAG}: a {config.model_type!r} encoder cannot be cut off at layer {num_layers}; it has {built}"
         )
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if device == "cpu":
+        keep_freed_memory()
+        pack_linears(model)
+    return model
 
 
 def _layers_built(model: Any) -> int | None:

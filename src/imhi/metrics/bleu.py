@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from imhi.metrics.base import Metric, Signature, Statistics
+from imhi.metrics.ngrams import WordIds, matching_ngrams
 
 __all__ = ["Bleu", "bleu_from_counts", "tokenize_13a"]
 
@@ -32,32 +32,36 @@ _ENTITIES = (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))
 
 def tokenize_13a(text: str) -> list[str]:
     """Tokens of mteval-v13a: case kept, punctuation split off, line-end hyphens joined."""
+    return [token for word in _line(text).split() for token in _split(word)]
+
+
+def _line(text: str) -> str:
+    """The text as one line, entities resolved."""
     line = text.rstrip().replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
     for entity, character in _ENTITIES:
         line = line.replace(entity, character)
-    line = f" {line} "
+    return line
+
+
+def _split(word: str) -> list[str]:
+    """Tokens of a word: no rule looks past white space, and none tells one kind of it from another."""
+    if word.isalnum():
+        return [word]  # most words: no rule applies
+    word = f" {word} "
     for pattern, replacement in _RULES:
-        line = pattern.sub(replacement, line)
-    return line.split()
+        word = pattern.sub(replacement, word)
+    return word.split()
 
 
-def _ngrams(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:
-    return Counter(
-        tuple(tokens[start : start + order])
-        for order in range(1, ORDER + 1)
-        for start in range(len(tokens) - order + 1)
-    )
-
-
-def _row_counts(generated: str, gold: str) -> tuple[float, ...]:
+def _row_counts(ids: Sequence[int], gold_ids: Sequence[int]) -> tuple[float, ...]:
     """Lengths of generated and gold, then matching n-grams and generated n-grams for n = 1 to 4."""
-    tokens, gold_tokens = tokenize_13a(generated), tokenize_13a(gold)
-    gold_ngrams = _ngrams(gold_tokens)
     matches = [0] * ORDER
-    for ngram, count in _ngrams(tokens).items():
-        matches[len(ngram) - 1] += min(count, gold_ngrams[ngram])
-    totals = [max(len(tokens) - order, 0) for order in range(ORDER)]
-    return (len(tokens), len(gold_tokens), *matches, *totals)
+    for order in range(1, ORDER + 1):
+        matches[order - 1] = matching_ngrams(ids, gold_ids, order)
+        if not matches[order - 1]:
+            break  # longer ones contain these
+    totals = [max(len(ids) - order, 0) for order in range(ORDER)]
+    return (len(ids), len(gold_ids), *matches, *totals)
 
 
 def bleu_from_counts(counts: Sequence[float]) -> float:
@@ -91,9 +95,11 @@ class Bleu(Metric):
         return ("length", "gold_length", *(f"matches{n}" for n in orders), *(f"ngrams{n}" for n in orders))
 
     def _statistics(self, pairs: Sequence[tuple[str, str]], advance: Callable[[int], object]) -> Statistics:
+        words = WordIds(_split)
+        ids = {text: words.of(_line(text)) for text in dict.fromkeys(text for pair in pairs for text in pair)}
         rows = []
         for generated, gold in pairs:
-            rows.append(_row_counts(generated, gold))
+            rows.append(_row_counts(ids[generated], ids[gold]))
             advance(1)
         return rows
 
