@@ -44,6 +44,32 @@ def test_a_rows_value_does_not_depend_on_the_rows_beside_it(layer):
             assert torch.equal(model(inputs[first : first + rows].contiguous()), whole[first : first + rows]), rows
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_packed_llama_computes_what_transformers_computes(tiny_llama, dtype):
+    import copy
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from imhi.cpu import pack_linears
+
+    plain = AutoModelForCausalLM.from_pretrained(str(tiny_llama), dtype=getattr(torch, dtype)).eval()
+    model = copy.deepcopy(plain)
+    if pack_linears(model) == 0:
+        pytest.skip(f"oneDNN does not compute in {dtype} on this machine")
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert {"GatedFeedForward", "RootMeanSquareNorm", "PackedLinear"} <= kinds
+    assert not {"LlamaMLP", "LlamaRMSNorm", "Linear"} & kinds
+    exact = AutoModelForCausalLM.from_pretrained(str(tiny_llama), dtype=torch.float32).eval()
+    ids = torch.randint(600, (3, 40), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found, theirs, reference = (one(input_ids=ids).logits.float() for one in (model, plain, exact))
+    if dtype == "float32":
+        torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)
+    # Not farther from float32 than transformers' own layers in the same format.
+    assert (found - reference).square().mean() <= 1.1 * (theirs - reference).square().mean() + 1e-9
+
+
 def test_only_plain_linear_layers_on_the_cpu_are_packed():
     import torch
 

@@ -25,7 +25,9 @@ __all__ = ["NAME", "Segment", "SlotCache", "Step", "register", "rounded"]
 
 NAME = "imhi_flat"
 # Whole vectors of masked positions add exact zeros, so that a row's sums do not depend on its neighbours' lengths.
-SPAN = 64
+SPAN = 16
+# Queries of a prompt that a CPU attends at once: fewer waste less on what the mask hides, more start fewer calls.
+BLOCK = 64
 
 
 def rounded(tokens: int) -> int:
@@ -84,12 +86,16 @@ class SlotCache:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens `first` to `last` of the line: positions from `start` of the rows in `slots`, which all begin with them."""
+    """Tokens `first` to `last` of the line: positions from `start` of the rows in `slots`, which all hold them.
+
+    With `inherits`, the positions before `start` are those of `Step.beginning`, and are copied from there.
+    """
 
     first: int
     last: int
     slots: Sequence[int]
     start: int = 0
+    inherits: bool = False
 
 
 @dataclass
@@ -100,26 +106,45 @@ class Step:
     ----------
     cache : where keys and values lie.
     slots : the first slot and the end of the rows that get their next token; they stand first in the line, in order.
-    positions : of these tokens, shape (rows,).
-    longest : the highest of them.
+    places : positions of these tokens.
+    positions : the same on the device, shape (rows,).
     segments : what follows in the line.
+    call_tokens : how many of a row's tokens cost as much as one more call of attention.
+    beginning : keys and values, in its first slot, of what all prompts of the run begin with.
     """
 
     cache: SlotCache
     slots: tuple[int, int]
+    places: Sequence[int]
     positions: torch.Tensor
-    longest: int
     segments: Sequence[Segment]
-    _masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = field(default_factory=dict)
+    call_tokens: int = 128
+    beginning: SlotCache | None = None
+    _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
-        return self.slots[1] - self.slots[0]
+        return len(self.places)
 
     @cached_property
-    def span(self) -> int:
-        """Positions that the rows look back at, whole spans."""
-        return min(rounded(self.longest + 1), self.cache.tokens)
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Neighbouring rows that are attended together: first row, end, and positions that the longest looks back at."""
+        found: list[tuple[int, int, int]] = []
+        for row, place in enumerate(self.places):
+            span = min(rounded(place + 1), self.cache.tokens)
+            if found:
+                first, last, wide = found[-1]
+                together = max(wide, span) * (last + 1 - first)
+                if together <= wide * (last - first) + span + self.call_tokens:
+                    found[-1] = (first, row + 1, max(wide, span))
+                    continue
+            found.append((row, row + 1, span))
+        return found
+
+    @property
+    def tokens_read(self) -> int:
+        """Keys (and values) of a layer that the rows read, masked ones included."""
+        return sum((last - first) * span for first, last, span in self.runs)
 
     @cached_property
     def slot_indices(self) -> torch.Tensor:
@@ -127,18 +152,33 @@ class Step:
 
         return torch.arange(*self.slots, device=self.positions.device)
 
-    def row_mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """What to add to the rows' scores, shape (rows, 1, 1, span): 0 on what a token may look at, else minus infinity."""
+    def row_mask(self, run: tuple[int, int, int], window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """What to add to the scores of a run, shape (rows, 1, 1, span)."""
+        first, last, span = run
+        if (first, -1, window) not in self._masks:
+            mask = _to_add(self.positions[first:last, None], span, window, dtype)
+            self._masks[first, -1, window] = mask[:, None, None, :]
+        return self._masks[first, -1, window]
+
+    def prompt_mask(self, first: int, last: int, copies: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """What to add to the scores of positions `first` to `last` of a prompt, shape (copies x positions, last)."""
         import torch
 
-        if (window, dtype) not in self._masks:
-            columns = torch.arange(self.span, device=self.positions.device)
-            seen = columns <= self.positions[:, None]
-            if window is not None:
-                seen &= columns > self.positions[:, None] - window
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-            self._masks[window, dtype] = mask[:, None, None, :]
-        return self._masks[window, dtype]
+        if (first, last, window) not in self._masks:
+            rows = torch.arange(first, last, device=self.positions.device)[:, None]
+            self._masks[first, last, window] = _to_add(rows, last, window, dtype).repeat(copies, 1)
+        return self._masks[first, last, window]
+
+
+def _to_add(positions: torch.Tensor, end: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """0 where a position may look at one below `end`, else minus infinity; positions: shape (rows, 1)."""
+    import torch
+
+    columns = torch.arange(end, device=positions.device)
+    seen = columns <= positions
+    if window is not None:
+        seen &= columns > positions - window
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 def register() -> None:
@@ -172,7 +212,12 @@ def _attend(
     if flat.rows:
         found.append(_rows(flat, query, key, value, keys, values, scaling, sliding_window))
     for segment in flat.segments:
-        found.append(_segment(segment, query, key, value, keys, values, scaling, sliding_window))
+        if segment.inherits and flat.beginning is not None:
+            before = flat.beginning.layer(module.layer_idx, key, value)
+            for slot in segment.slots:
+                keys[slot, :, : segment.start] = before[0][0, :, : segment.start]
+                values[slot, :, : segment.start] = before[1][0, :, : segment.start]
+        found.append(_segment(flat, segment, query, key, value, keys, values, scaling, sliding_window))
     return torch.cat(found).unsqueeze(0), None
 
 
@@ -187,6 +232,7 @@ def _rows(
     window: int | None,
 ) -> torch.Tensor:
     """One token a row, against its slot; shape (rows, heads, width)."""
+    import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     rows, heads, width = flat.rows, query.shape[1], query.shape[3]
@@ -194,18 +240,23 @@ def _rows(
     values[flat.slot_indices, :, flat.positions] = value[0, :, :rows].transpose(0, 1)
     # The heads that share keys stand where a longer query's tokens would: keys are read once and never repeated.
     grouped = query[0, :, :rows].transpose(0, 1).reshape(rows, key.shape[1], heads // key.shape[1], width)
-    first, last = flat.slots
-    states = scaled_dot_product_attention(
-        grouped,
-        keys[first:last, :, : flat.span],
-        values[first:last, :, : flat.span],
-        attn_mask=flat.row_mask(window, query.dtype),
-        scale=scaling,
-    )
+    slot = flat.slots[0]
+    found = [
+        scaled_dot_product_attention(
+            grouped[first:last],
+            keys[slot + first : slot + last, :, :span],
+            values[slot + first : slot + last, :, :span],
+            attn_mask=flat.row_mask((first, last, span), window, query.dtype),
+            scale=scaling,
+        )
+        for first, last, span in flat.runs
+    ]
+    states = found[0] if len(found) == 1 else torch.cat(found)
     return states.reshape(rows, heads, value.shape[3])
 
 
 def _segment(
+    flat: Step,
     segment: Segment,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -216,7 +267,6 @@ def _segment(
     window: int | None,
 ) -> torch.Tensor:
     """A part of a prompt, against itself and what its row holds before it; shape (tokens, heads, width)."""
-    import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     span = slice(segment.first, segment.last)
@@ -225,17 +275,46 @@ def _segment(
     for slot in segment.slots:
         keys[slot, :, segment.start : end] = own_keys[0]
         values[slot, :, segment.start : end] = own_values[0]
-    mask = None
     if segment.start:
         slot = segment.slots[0]
         own_keys, own_values = keys[slot : slot + 1, :, :end], values[slot : slot + 1, :, :end]
+    if query.device.type == "cpu":
+        return _in_blocks(flat, queries[0], own_keys, own_values, segment.start, scaling, window)
+    mask = None
     if segment.start or (window is not None and end > window):
-        columns = torch.arange(end, device=query.device)
-        rows = columns[segment.start :, None]
-        mask = columns <= rows
-        if window is not None:
-            mask &= columns > rows - window
+        mask = flat.prompt_mask(segment.start, end, 1, window, query.dtype)
     states = scaled_dot_product_attention(
         queries, own_keys, own_values, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )
     return states[0].transpose(0, 1)
+
+
+def _in_blocks(
+    flat: Step,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    start: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """The same for the CPU's kernel, which computes what a causal mask hides: block by block, with the keys that it sees.
+
+    Queries of heads that share keys go one behind the other, so that each call has more of them.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    heads, tokens, width = queries.shape
+    shared = keys.shape[1]
+    found = []
+    for first in range(0, tokens, BLOCK):
+        last = min(first + BLOCK, tokens)
+        end = start + last
+        block = queries[:, first:last].reshape(1, shared, -1, width)
+        mask = flat.prompt_mask(start + first, end, heads // shared, window, queries.dtype)
+        states = scaled_dot_product_attention(
+            block, keys[:, :, :end], values[:, :, :end], attn_mask=mask, scale=scaling
+        )
+        found.append(states.reshape(heads, last - first, values.shape[3]).transpose(0, 1))
+    return found[0] if len(found) == 1 else torch.cat(found)

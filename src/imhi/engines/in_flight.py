@@ -24,10 +24,21 @@ from imhi.engines.flat_attention import NAME, Segment, SlotCache, Step, register
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Answer", "InFlight", "Limits", "Request", "read_only", "shared_prefixes", "why_not_in_flight"]
+__all__ = [
+    "Answer",
+    "InFlight",
+    "Limits",
+    "Request",
+    "common_beginning",
+    "read_only",
+    "shared_prefixes",
+    "why_not_in_flight",
+]
 
 # A shared beginning is worth a segment of its own from this many tokens and this share of the longer prompt.
 SHARED_TOKENS, SHARED_PART = 32, 0.5
+# What all prompts begin with is read apart from this many tokens on.
+BEGINNING_TOKENS = 4
 # A group enters when there are slots for all of it: more rows would wait for each other.
 GROUP_ROWS = 16
 # Half of the prompt tokens a step after memory ran out; full again after this many steps that went well.
@@ -73,12 +84,14 @@ class Limits:
     cache_tokens : tokens whose keys and values fit; slots of the longest row that waits are cut from them.
     prompt_tokens : prompt tokens that are read in one step, at most; a longer prompt is read alone.
     free_slots : slots that are free before rows enter: 1 where a step of mixed work costs no more than two.
+    call_tokens : how many of a row's keys cost as much to read as one more call of attention.
     """
 
     slots: int
     cache_tokens: int
     prompt_tokens: int
     free_slots: int = 1
+    call_tokens: int = 128
 
 
 @dataclass
@@ -137,6 +150,15 @@ def shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], i
     return sorted(groups, key=lambda group: (-len(prompts[group[0][0]]), group[0][0]))
 
 
+def common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """What all prompts begin with, at least one token of each left over; [] where it is too short to matter."""
+    if len(prompts) < 2:
+        return []
+    ordered = sorted(map(list, prompts))
+    length = min(_common(ordered[0], ordered[-1]), min(map(len, prompts)) - 1)
+    return ordered[0][:length] if length >= BEGINNING_TOKENS else []
+
+
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
     """Tokens with which both begin."""
     for at, (left, right) in enumerate(zip(one, other, strict=False)):
@@ -175,11 +197,33 @@ class InFlight:
         self._prompt_tokens = limits.prompt_tokens
         self._steps_since_split = 0
         self._warp = _warpers(decoding)
+        self._beginning: SlotCache | None = None
+        self._known = 0
 
-    def complete(self, groups: Sequence[Sequence[Request]], *, on_step: OnStep | None = None) -> Iterator[list[Answer]]:
-        """Answers to all requests, in the order in which they end; `groups` in the order in which they shall begin."""
+    def complete(
+        self, groups: Sequence[Sequence[Request]], *, beginning: Sequence[int] = (), on_step: OnStep | None = None
+    ) -> Iterator[list[Answer]]:
+        """Answers to all requests, in the order in which they end.
+
+        `groups` stand in the order in which they shall enter; `beginning` are tokens with which every prompt begins,
+        fewer than any group shares and any prompt has: they are read once in the whole run.
+        """
         with _attention(self.generator.model):
+            self._beginning = self._read_beginning(beginning)
+            self._known = len(beginning)
             yield from self._complete(groups, on_step)
+
+    def _read_beginning(self, ids: Sequence[int]) -> SlotCache | None:
+        if not ids:
+            return None
+        import torch
+
+        cache = SlotCache(1, len(ids))
+        none = torch.zeros(0, dtype=torch.long, device=self.generator.device)
+        step = Step(cache, (0, 0), [], none, [Segment(0, len(ids), [0])])
+        with torch.inference_mode():
+            _flat_logits(self.generator.model, list(ids), list(range(len(ids))), [len(ids) - 1], step)
+        return cache
 
     def _complete(self, groups: Sequence[Sequence[Request]], on_step: OnStep | None) -> Iterator[list[Answer]]:
         waiting = deque(list(group) for group in groups if group)
@@ -327,16 +371,17 @@ class InFlight:
         free = iter(slots)
         for group in groups:
             taken = [next(free) for _ in group]
-            prefix = group[0].request.prefix
-            if prefix:
-                segments.append(Segment(len(line), len(line) + prefix, taken))
-                line += group[0].request.ids[:prefix]
-                positions += range(prefix)
+            read = self._known
+            if prefix := group[0].request.prefix:
+                segments.append(Segment(len(line), len(line) + prefix - read, taken, read, inherits=True))
+                line += group[0].request.ids[read:prefix]
+                positions += range(read, prefix)
+                read = prefix
             for row, slot in zip(group, taken, strict=True):
-                rest = row.request.ids[prefix:]
-                segments.append(Segment(len(line), len(line) + len(rest), [slot], prefix))
+                rest = row.request.ids[read:]
+                segments.append(Segment(len(line), len(line) + len(rest), [slot], read, inherits=not prefix))
                 line += rest
-                positions += range(prefix, prefix + len(rest))
+                positions += range(read, read + len(rest))
                 wanted.append(len(line) - 1)
         if len(line) == 1:
             # A matrix product of one row may be another routine, with another order of summation.
@@ -347,9 +392,11 @@ class InFlight:
             step = Step(
                 self._cache,
                 (first, first + len(rows)),
+                positions[: len(rows)],
                 packed[1, : len(rows)],
-                max(positions[: len(rows)], default=0),
                 segments,
+                self.limits.call_tokens,
+                self._beginning,
             )
             logits = self.generator.model(
                 input_ids=packed[:1],
@@ -367,7 +414,8 @@ class InFlight:
         import torch
 
         if not self.decoding.do_sample:
-            return logits.argmax(dim=-1).tolist()
+            # In float32 as in `generate`; torch is several times slower at bfloat16's largest.
+            return logits.float().argmax(dim=-1).tolist()
         if logits.device.type == "mps":
             # No float64 there.
             logits = logits.cpu()
@@ -388,7 +436,7 @@ class InFlight:
             figures.answer_steps += 1
             figures.answer_rows += step.rows
             figures.answer_seconds += seconds
-            figures.answer_cache_bytes += step.rows * step.span * self._cache.bytes_per_token
+            figures.answer_cache_bytes += step.tokens_read * self._cache.bytes_per_token
 
 
 def _halves(first: int, last: int, groups: list[list[_Row]]) -> list[tuple[int, int, list[list[_Row]]]]:
@@ -484,7 +532,7 @@ def read_only(generator: Generator, prompts: Sequence[Sequence[int]]) -> None:
     none = torch.zeros(0, dtype=torch.long, device=generator.device)
     with torch.inference_mode(), _attention(generator.model):
         cache = SlotCache(len(prompts), max(map(len, prompts)))
-        step = Step(cache, (0, 0), none, 0, segments)
+        step = Step(cache, (0, 0), [], none, segments)
         line = [token for ids in prompts for token in ids]
         positions = [position for ids in prompts for position in range(len(ids))]
         _flat_logits(generator.model, line, positions, [end - 1 for end in ends], step)
@@ -511,11 +559,11 @@ def _distance(generator: Generator) -> float:
             positions = [*range(9), *range(5, 14)]
             segments = [Segment(0, 5, [0, 1]), Segment(5, 9, [0], 5), Segment(9, 18, [1], 5)]
             none = torch.zeros(0, dtype=torch.long, device=device)
-            found = [_flat_logits(model, line, positions, [8, 17], Step(cache, (0, 0), none, 0, segments))]
+            found = [_flat_logits(model, line, positions, [8, 17], Step(cache, (0, 0), [], none, segments))]
             for number in range(2):
                 positions = [9 + number, 14 + number]
                 at = torch.tensor(positions, device=device)
-                step = Step(cache, (0, 2), at, max(positions), [])
+                step = Step(cache, (0, 2), positions, at, [])
                 found.append(_flat_logits(model, [added[number] for added in new], positions, [0, 1], step))
     flat = torch.stack(found, dim=1)
     expected = torch.stack(plain)

@@ -18,11 +18,13 @@ from imhi.talk import say
 __all__ = ["cache_bytes_per_token", "plan_limits"]
 
 # From this many rows on, a step on a CPU takes as long as its rows one after the other.
-CPU_ROWS, CPU_CACHE_TOKENS, CPU_PROMPT_TOKENS = 64, 32_768, 1024
+CPU_ROWS, CPU_CACHE_TOKENS, CPU_PROMPT_TOKENS = 64, 32_768, 512
 # Weights are read once a step, whatever the rows: the more rows the better, until attention takes most of the time.
 GPU_ROWS, GPU_PROMPT_TOKENS = 256, 8192
 # Rows enter a GPU several at a time, so that most steps only answer.
 GPU_FREE_PART = 16
+# Keys of a row that are read in the time of starting one more kernel.
+GPU_CALL_TOKENS = 4096
 # Of the memory that the trial leaves free; the rest is for what the allocator cannot use.
 GPU_MEMORY_PART, TRIAL_MARGIN = 0.9, 1.25
 CPU_MEMORY_PART = 0.25
@@ -75,7 +77,7 @@ def plan_limits(
     free = (free_memory or _free_on(generator.device))()
     tokens = max(1, int(GPU_MEMORY_PART * (free - TRIAL_MARGIN * trial)) // per_token)
     slots = batch_size or GPU_ROWS
-    limits = Limits(slots, tokens, prompt_tokens, max(1, min(slots, GPU_ROWS) // GPU_FREE_PART))
+    limits = Limits(slots, tokens, prompt_tokens, max(1, min(slots, GPU_ROWS) // GPU_FREE_PART), GPU_CALL_TOKENS)
     say(
         f"{generator.device}: up to {limits.slots} rows at once, {tokens:,} tokens of keys and values "
         f"({tokens * per_token / 2**30:.1f} GiB), {prompt_tokens:,} prompt tokens a step"

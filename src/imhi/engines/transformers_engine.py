@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from imhi.batching import plan_token_batches, run_split
 from imhi.checkpoints import Generator
 from imhi.engines import Completion, Decoding, OnStep, Prompt
-from imhi.engines.in_flight import InFlight, Limits, Request, shared_prefixes, why_not_in_flight
+from imhi.engines.in_flight import InFlight, Limits, Request, common_beginning, shared_prefixes, why_not_in_flight
 from imhi.engines.limits import plan_limits
 from imhi.errors import UserError
 from imhi.talk import say
@@ -146,9 +146,11 @@ class TransformersEngine:
             frozenset() if self.answer_lengths else frozenset(self.generator.model.generation_config.eos_token_id or [])
         )
         self._flight = InFlight(self.generator, self.decoding, limits, ends=ends, on_split=self._note_split)
+        beginning: list[int] = []
         if self.deterministic:
             plan = [([at], 0) for at in sorted(possible, key=lambda at: -len(encoded[at][0]))]
         else:
+            beginning = common_beginning([encoded[at][0] for at in possible])
             shared = shared_prefixes([encoded[at][0] for at in possible])
             plan = [([possible[at] for at in members], prefix) for members, prefix in shared]
         groups = [
@@ -159,7 +161,7 @@ class TransformersEngine:
             ]
             for members, prefix in plan
         ]
-        for answers in self._flight.complete(groups, on_step=self._on_step):
+        for answers in self._flight.complete(groups, beginning=beginning, on_step=self._on_step):
             yield [
                 self._failure(prompts[answer.at], len(encoded[answer.at][0]), answer.error)
                 if answer.error
