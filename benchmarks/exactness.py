@@ -75,7 +75,7 @@ def toolkit(prompts: Sequence[Prompt], arguments: argparse.Namespace, device: st
         kept.append(list(ids))
         return decode(ids, **settings)
 
-    engine.generator.tokenizer.decode = spy  # type: ignore[method-assign,assignment]
+    engine.generator.tokenizer.decode = spy
     found: Ids = {}
     with progress_bar(len(prompts), f"toolkit, {dtype}") as bar:
         for group in engine.complete(prompts):
