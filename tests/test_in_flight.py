@@ -100,6 +100,71 @@ def test_the_answers_are_those_of_plain_generate(generator, limits):
     assert found.figures.prompt_tokens == whole if limits.slots == 1 else found.figures.prompt_tokens < 0.75 * whole
 
 
+@pytest.mark.parametrize("texts", ["one post", "the same text"])
+def test_what_a_group_shares_may_be_what_all_prompts_share(generator, texts):
+    text = sample_texts()[0]
+    questions = QUESTIONS if texts == "one post" else QUESTIONS[:1] * 3
+    prompts = [Prompt(f"row {at}", f"{text} Question: {word}?") for at, word in enumerate(questions)]
+    answers = run(TransformersEngine(generator, Decoding(max_new_tokens=12)), prompts)
+    expected = answer_ids(generator, prompts, 12)
+    assert not any(answer.error for answer in answers.values())
+    assert {id: answer.new_tokens for id, answer in answers.items()} == {id: len(new) for id, new in expected.items()}
+
+
+def test_fewer_slots_where_memory_has_no_room_for_all(generator, monkeypatch):
+    from imhi.engines import flat_attention
+
+    zeros = flat_attention._zeros
+
+    def scarce_zeros(like, slots, tokens):
+        if slots > 5:
+            raise RuntimeError("CUDA out of memory.")
+        return zeros(like, slots, tokens)
+
+    monkeypatch.setattr(flat_attention, "_zeros", scarce_zeros)
+    prompts = [Prompt("long", " ".join(sample_texts()[:8])), *prompts_with_shared_posts(9)]
+    groups = grouped(generator, prompts, 20)
+    found = flight(generator, Limits(16, 100_000, 256))
+    ids = answered(found, groups, set(generator.model.generation_config.eos_token_id))
+    assert {prompts[at].id: new for at, new in ids.items()} == answer_ids(generator, prompts, 20)
+    assert found.figures.splits == [16, 8]
+    # One slot at first, and no room for more when the long row is done.
+    found = flight(generator, Limits(16, 1200, 256))
+    assert answered(found, groups, set(generator.model.generation_config.eos_token_id)) == ids
+    monkeypatch.setattr(flat_attention, "_zeros", lambda like, slots, tokens: scarce_zeros(like, slots + 5, tokens))
+    with pytest.raises(UserError, match="do not fit into memory beside the model"):
+        list(flight(generator, Limits(16, 1200, 256)).complete(groups))
+
+
+def test_a_row_whose_logits_are_no_numbers_fails_alone_and_leaves_no_trace(generator, monkeypatch):
+    prompts = prompts_with_shared_posts(9)
+    expected = answer_ids(generator, prompts, 20)
+    bad = prompts[3]
+    place = len(generator.tokenizer(bad.text)["input_ids"]) + 2
+    forward = generator.model.forward
+
+    @functools.wraps(forward)
+    def overflowing(position_ids, flat, input_ids, **options):
+        found = forward(position_ids=position_ids, flat=flat, input_ids=input_ids, **options)
+        for row, (position, token) in enumerate(zip(position_ids[0].tolist(), input_ids[0].tolist(), strict=True)):
+            if row < flat.rows and position == place and token == expected[bad.id][2]:
+                found.logits[0, row] = float("nan")
+                for keys, values in flat.cache._layers.values():
+                    keys[flat.slots[0] + row] = float("nan")
+                    values[flat.slots[0] + row] = float("inf")
+        return found
+
+    engine = TransformersEngine(generator, Decoding(max_new_tokens=20), batch_size=3)
+    monkeypatch.setattr(generator.model, "forward", overflowing)
+    answers = run(engine, prompts)
+    failed = [id for id, answer in answers.items() if answer.error]
+    assert bad.id in failed and len(failed) <= 2
+    assert "not finite" in answers[bad.id].error
+    for prompt in prompts:
+        if prompt.id not in failed:
+            assert answers[prompt.id].new_tokens == len(expected[prompt.id]), prompt.id
+
+
 def test_attention_is_given_back(generator):
     before = generator.model.config._attn_implementation
     answers = flight(generator, Limits(4, 4000, 100)).complete(grouped(generator, prompts_with_shared_posts(3), 4))
@@ -115,7 +180,7 @@ def test_slots_multiply_when_the_longest_rows_are_done(generator):
     found = flight(generator, Limits(16, 1200, 256))
     ids = answered(found, groups, set(generator.model.generation_config.eos_token_id))
     assert {prompts[at].id: new for at, new in ids.items()} == answer_ids(generator, prompts, 20)
-    assert found._cache.slots > 1200 // (len(groups[0][0].ids) + 20)
+    assert found.figures.most_slots > 1200 // (len(groups[0][0].ids) + 20)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -306,6 +371,16 @@ def test_what_cannot_answer_in_flight_says_so_and_answers_in_batches(tmp_path, c
     assert not capsys.readouterr().err, "an encoder-decoder is as it should be"
 
 
+def test_positions_that_turn_by_the_longest_row_are_refused(generator, monkeypatch):
+    monkeypatch.setattr(generator.model.config, "rope_parameters", {"rope_type": "longrope"})
+    assert "longest row" in why_not_in_flight(generator)
+
+
+def test_a_window_that_attention_is_not_told_is_refused(generator, monkeypatch):
+    monkeypatch.setattr(generator.model.config, "sliding_window", 24, raising=False)
+    assert "window" in why_not_in_flight(generator)
+
+
 def test_a_model_whose_attention_is_not_what_it_seems_is_found_out(generator, monkeypatch):
     from transformers.models.llama import modeling_llama
 
@@ -327,24 +402,27 @@ def test_limits_on_a_gpu_come_from_a_trial_with_the_longest_rows(generator, caps
     prompts = [[1] * length for length in (50, 900, 700, 300)]
     per_token = cache_bytes_per_token(generator.model.config, 4)
     assert per_token == 2 * 2 * 2 * 8 * 4
-    limits = plan_limits(on_gpu, prompts, free_memory=lambda: 10**6, peak_memory=lambda work: 10**5)
+    limits = plan_limits(on_gpu, prompts, free_memory=lambda: 10**6, peak_memory=lambda work: (per_token, 10**5))
     assert limits == Limits(256, int(0.9 * (10**6 - 1.25 * 10**5)) // per_token, 8192, 16, 4096)
     assert "cuda:0: up to 256 rows" in capsys.readouterr().err
-    assert plan_limits(on_gpu, prompts, batch_size=3, free_memory=lambda: 10**6, peak_memory=lambda work: 0).slots == 3
+    assert (
+        plan_limits(on_gpu, prompts, batch_size=3, free_memory=lambda: 10**6, peak_memory=lambda work: (9, 0)).slots
+        == 3
+    )
     trials = []
 
     def too_small(work):
         trials.append(work)
         if len(trials) < 3:
             raise RuntimeError("CUDA out of memory.")
-        return 0
+        return per_token, 0
 
     assert plan_limits(on_gpu, prompts, free_memory=lambda: 10**6, peak_memory=too_small).prompt_tokens == 2048
 
     def never(work):
         raise RuntimeError("CUDA out of memory.")
 
-    with pytest.raises(UserError, match=r"the longest prompt \(900 tokens\) does not fit"):
+    with pytest.raises(UserError, match="cuda:0: not one prompt fits into memory"):
         plan_limits(on_gpu, prompts, free_memory=lambda: 10**6, peak_memory=never)
 
 
@@ -353,7 +431,7 @@ def test_the_trial_reads_what_it_is_given(generator):
     assert on_cpu.free_slots == 1
     from imhi.engines.in_flight import read_only
 
-    read_only(generator, [[5, 6, 7], [8, 9]])
+    assert read_only(generator, [[5, 6, 7], [8, 9]]) == cache_bytes_per_token(generator.model.config, 4)
 
 
 def test_few_tokens_fit_where_the_host_has_little_memory(generator):

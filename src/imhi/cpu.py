@@ -63,7 +63,11 @@ def pack_linears(model: Any) -> int:
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) is torch.nn.Linear and child.weight.device.type == "cpu" and _computes(child.weight.dtype)
+        if type(child) is torch.nn.Linear
+        and child.weight.device.type == "cpu"
+        and _computes(child.weight.dtype)
+        # State-space layers multiply with their weights themselves.
+        and not type(parent).__name__.endswith("Mixer")
     ]
     kind = _packed_linear()
     for parent, name, child in named:

@@ -150,6 +150,12 @@ def _generate_into(
             f"{run.folder}: the first prompt's token ids differ from the earlier session's; "
             "the tokenizer or its library changed, so answers would not be comparable: --overwrite starts anew"
         )
+    batching = engine.describe().get("batch_plan", {}).get("batching")
+    if request.decoding.do_sample and run.manifest.setdefault("batching", batching) != batching:
+        raise UserError(
+            f"{run.folder}: sampled {run.manifest['batching']}, where answers are drawn otherwise than {batching}; "
+            f"--batching {run.manifest['batching']} goes on, --overwrite starts anew"
+        )
     run.write_manifest()
     started, new_tokens, failures = time.monotonic(), 0, 0
     with progress_bar(len(prompts), "generating", initial=len(run.done)) as bar:

@@ -26,8 +26,8 @@ __all__ = ["NAME", "Segment", "SlotCache", "Step", "register", "rounded"]
 NAME = "imhi_flat"
 # Whole vectors of masked positions add exact zeros, so that a row's sums do not depend on its neighbours' lengths.
 SPAN = 16
-# Queries of a prompt that a CPU attends at once: fewer waste less on what the mask hides, more start fewer calls.
-BLOCK = 64
+# Queries of a prompt that are attended at once: fewer waste less on what the mask hides, more start fewer calls.
+CPU_BLOCK, GPU_BLOCK = 64, 1024
 
 
 def rounded(tokens: int) -> int:
@@ -38,7 +38,7 @@ def rounded(tokens: int) -> int:
 class SlotCache:
     """Keys and values of the rows at work: for each layer two tensors of shape (slots, heads, tokens, width).
 
-    Layers are made when they are first written, in the shape that the model writes.
+    Layers are made when they are first written, in the shape that the model writes, or all at once by `allocate`.
     """
 
     def __init__(self, slots: int, tokens: int):
@@ -49,12 +49,17 @@ class SlotCache:
     def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer; `key` and `value`, shape (1, heads, tokens, width), tell what it looks like."""
         if index not in self._layers:
-            self._layers[index] = (self._empty(key), self._empty(value))
+            self._layers[index] = (_zeros(key, self.slots, self.tokens), _zeros(value, self.slots, self.tokens))
         return self._layers[index]
 
-    def _empty(self, like: torch.Tensor) -> torch.Tensor:
-        # Zeros: what is masked is still multiplied, and what memory happens to hold may not be a number.
-        return like.new_zeros(self.slots, like.shape[1], self.tokens, like.shape[3])
+    def allocate(self, like: SlotCache) -> None:
+        """Make all layers that `like` has; where memory runs out, none is kept."""
+        try:
+            for index, (keys, values) in like._layers.items():
+                self.layer(index, keys, values)
+        except BaseException:
+            self._layers.clear()
+            raise
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` of one slot into another."""
@@ -62,17 +67,28 @@ class SlotCache:
             keys[target, :, :tokens] = keys[source, :, :tokens]
             values[target, :, :tokens] = values[source, :, :tokens]
 
-    def resize(self, slots: int, tokens: int, kept: int) -> None:
-        """Another number of slots, another length; the first `kept` slots keep what fits.  A layer at a time."""
-        self.slots, self.tokens = slots, rounded(tokens)
-        for index, pair in list(self._layers.items()):
-            self._layers[index] = (self._resized(pair[0], kept), self._resized(pair[1], kept))
+    def clear(self, slot: int) -> None:
+        """Forget what a row left that may not be numbers."""
+        for keys, values in self._layers.values():
+            keys[slot].zero_()
+            values[slot].zero_()
 
-    def _resized(self, old: torch.Tensor, kept: int) -> torch.Tensor:
-        new = self._empty(old)
-        length = min(self.tokens, old.shape[2])
-        new[:kept, :, :length] = old[:kept, :, :length]
-        return new
+    def resize(self, slots: int, tokens: int, kept: int) -> None:
+        """More slots, of fewer tokens; the first `kept` slots keep what fits.
+
+        A tensor at a time, so that old and new never lie in memory together.  Where memory runs out all the same, the
+        slots stay as many as they were: each tensor still has them, and the tokens that are asked for.
+        """
+        tokens = rounded(tokens)
+        self.tokens = tokens
+        for index in list(self._layers):
+            for part in (0, 1):
+                pair = list(self._layers[index])
+                new = _zeros(pair[part], slots, tokens)
+                new[:kept] = pair[part][:kept, :, :tokens]
+                pair[part] = new
+                self._layers[index] = (pair[0], pair[1])
+        self.slots = slots
 
     @property
     def bytes_per_token(self) -> int:
@@ -82,6 +98,11 @@ class SlotCache:
             for pair in self._layers.values()
             for tensor in pair
         )
+
+
+def _zeros(like: torch.Tensor, slots: int, tokens: int) -> torch.Tensor:
+    # Zeros: what is masked is still multiplied, and what memory happens to hold may not be a number.
+    return like.new_zeros(slots, like.shape[1], tokens, like.shape[3])
 
 
 @dataclass(frozen=True)
@@ -111,6 +132,7 @@ class Step:
     segments : what follows in the line.
     call_tokens : how many of a row's tokens cost as much as one more call of attention.
     beginning : keys and values, in its first slot, of what all prompts of the run begin with.
+    windows : how far layers have looked back: None for all that is there.
     """
 
     cache: SlotCache
@@ -120,6 +142,7 @@ class Step:
     segments: Sequence[Segment]
     call_tokens: int = 128
     beginning: SlotCache | None = None
+    windows: set[int | None] = field(default_factory=set)
     _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -200,13 +223,15 @@ def _attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Any = None,
+    position_bias: Any = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function as transformers calls it; query, key, value: shape (1, heads, tokens, width)."""
     import torch
 
-    if softcap is not None or s_aux is not None:
-        raise NotImplementedError("attention with capped scores or sinks")
+    if softcap is not None or s_aux is not None or position_bias is not None:
+        raise NotImplementedError("attention with capped scores, sinks or a bias")
+    flat.windows.add(sliding_window)
     keys, values = flat.cache.layer(module.layer_idx, key, value)
     found = []
     if flat.rows:
@@ -278,13 +303,10 @@ def _segment(
     if segment.start:
         slot = segment.slots[0]
         own_keys, own_values = keys[slot : slot + 1, :, :end], values[slot : slot + 1, :, :end]
-    if query.device.type == "cpu":
+    if query.device.type == "cpu" or segment.start or (window is not None and end > window):
         return _in_blocks(flat, queries[0], own_keys, own_values, segment.start, scaling, window)
-    mask = None
-    if segment.start or (window is not None and end > window):
-        mask = flat.prompt_mask(segment.start, end, 1, window, query.dtype)
     states = scaled_dot_product_attention(
-        queries, own_keys, own_values, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        queries, own_keys, own_values, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
     return states[0].transpose(0, 1)
 
@@ -298,18 +320,20 @@ def _in_blocks(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """The same for the CPU's kernel, which computes what a causal mask hides: block by block, with the keys that it sees.
+    """The same with a mask, block by block with the keys that a block sees.
 
-    Queries of heads that share keys go one behind the other, so that each call has more of them.
+    A CPU's kernel computes what a mask hides, a GPU's fast kernels take no mask with heads that share keys: queries of
+    such heads go one behind the other, as those of one head.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     heads, tokens, width = queries.shape
     shared = keys.shape[1]
+    size = CPU_BLOCK if queries.device.type == "cpu" else GPU_BLOCK
     found = []
-    for first in range(0, tokens, BLOCK):
-        last = min(first + BLOCK, tokens)
+    for first in range(0, tokens, size):
+        last = min(first + size, tokens)
         end = start + last
         block = queries[:, first:last].reshape(1, shared, -1, width)
         mask = flat.prompt_mask(start + first, end, heads // shared, window, queries.dtype)

@@ -20,6 +20,7 @@ from imhi.batching import is_out_of_memory, release_memory
 from imhi.checkpoints import Generator
 from imhi.engines import Decoding, OnStep
 from imhi.engines.flat_attention import NAME, Segment, SlotCache, Step, register, rounded
+from imhi.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +107,7 @@ class Figures:
     answer_rows: int = 0
     answer_seconds: float = 0.0
     answer_cache_bytes: int = 0
+    most_slots: int = 0
     splits: list[int] = field(default_factory=list)
 
 
@@ -195,6 +197,8 @@ class InFlight:
         self.on_split = on_split
         self.figures = Figures()
         self._prompt_tokens = limits.prompt_tokens
+        self._rows_a_pass = limits.slots
+        self._cache = SlotCache(0, 0)
         self._steps_since_split = 0
         self._warp = _warpers(decoding)
         self._beginning: SlotCache | None = None
@@ -206,16 +210,20 @@ class InFlight:
         """Answers to all requests, in the order in which they end.
 
         `groups` stand in the order in which they shall enter; `beginning` are tokens with which every prompt begins,
-        fewer than any group shares and any prompt has: they are read once in the whole run.
+        fewer than any prompt has: they are read once in the whole run.
         """
-        with _attention(self.generator.model):
-            self._beginning = self._read_beginning(beginning)
-            self._known = len(beginning)
-            yield from self._complete(groups, on_step)
+        waiting = deque(list(group) for group in groups if group)
+        if not waiting:
+            return
+        try:
+            with _attention(self.generator.model):
+                self._make_room(waiting, beginning)
+                yield from self._complete(waiting, on_step)
+        finally:
+            self._cache, self._beginning = SlotCache(0, 0), None
 
-    def _read_beginning(self, ids: Sequence[int]) -> SlotCache | None:
-        if not ids:
-            return None
+    def _read(self, ids: Sequence[int]) -> SlotCache:
+        """Keys and values of a text, in a slot of its own."""
         import torch
 
         cache = SlotCache(1, len(ids))
@@ -225,11 +233,33 @@ class InFlight:
             _flat_logits(self.generator.model, list(ids), list(range(len(ids))), [len(ids) - 1], step)
         return cache
 
-    def _complete(self, groups: Sequence[Sequence[Request]], on_step: OnStep | None) -> Iterator[list[Answer]]:
-        waiting = deque(list(group) for group in groups if group)
-        if not waiting:
-            return
-        self._cache = SlotCache(*self._shape(waiting, []))
+    def _make_room(self, waiting: deque[list[Request]], beginning: Sequence[int]) -> None:
+        """Read the beginning, and make as many slots as memory has; UserError where there is not even room for one."""
+        slots, tokens = self._shape(waiting, [])
+        while True:
+            try:
+                # Without a beginning any token will do: it shows what the layers' keys and values look like.
+                layout = self._read(beginning or waiting[0][0].ids[:1])
+                self._beginning, self._known = (layout, len(beginning)) if beginning else (None, 0)
+                self._cache = SlotCache(slots, tokens)
+                with _inference():
+                    self._cache.allocate(layout)
+                self.figures.most_slots = slots
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if slots == 1:
+                    raise UserError(
+                        f"{self.generator.device}: keys and values of the longest row ({tokens} tokens) do not fit into "
+                        "memory beside the model; a smaller --max_new_tokens, --dtype bfloat16 or a smaller model "
+                        "needs less"
+                    ) from None
+            release_memory()
+            self._tell(slots)
+            slots = (slots + 1) // 2
+
+    def _complete(self, waiting: deque[list[Request]], on_step: OnStep | None) -> Iterator[list[Answer]]:
         rows: list[_Row] = []
         while waiting or rows:
             if waiting and self._cache.slots - len(rows) >= min(self.limits.free_slots, self._cache.slots):
@@ -254,8 +284,15 @@ class InFlight:
         """More and shorter slots, once the longest rows are done."""
         slots, tokens = self._shape(waiting, rows)
         if tokens <= 0.75 * self._cache.tokens and slots > self._cache.slots:
-            with _inference():
-                self._cache.resize(slots, tokens, len(rows))
+            try:
+                with _inference():
+                    self._cache.resize(slots, tokens, len(rows))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # As many slots as before, then.
+                release_memory()
+            self.figures.most_slots = max(self.figures.most_slots, self._cache.slots)
 
     def _entering(self, waiting: deque[list[Request]], free: int) -> list[list[_Row]]:
         """Groups that begin now; a group begins together, so that what it shares is read once."""
@@ -270,7 +307,13 @@ class InFlight:
                 waiting.popleft()
                 waiting.extendleft([group[self._cache.slots :], group[: self._cache.slots]])
                 continue
-            size = group[0].prefix + sum(len(request.ids) - request.prefix for request in group)
+            rests = sum(len(request.ids) - request.prefix for request in group)
+            if len(group) > 1 and rests > self.limits.prompt_tokens:
+                waiting.popleft()
+                middle = (len(group) + 1) // 2
+                waiting.extendleft([group[middle:], group[:middle]])
+                continue
+            size = group[0].prefix + rests
             if len(group) > free or (entering and tokens + size > self._prompt_tokens):
                 break
             waiting.popleft()
@@ -294,8 +337,13 @@ class InFlight:
         Where memory runs out, or a row fails, the step is halved until what fails stands alone.
         """
         failed: list[Answer] = []
-        work: list[tuple[int, int, list[list[_Row]]]] = [(0, len(rows), entering)]
         at_work = len(rows)
+        bound = min(self._rows_a_pass, max(at_work, 1))
+        # The last one is taken first; those who enter go with the last rows.
+        work: list[tuple[int, int, list[list[_Row]]]] = [
+            (first, min(first + bound, at_work), []) for first in range(0, at_work, bound)
+        ] or [(0, 0, [])]
+        work[-1] = (*work[-1][:2], entering)
         chosen: dict[int, int] = {}
         while work:
             first, last, groups = work.pop()
@@ -316,15 +364,18 @@ class InFlight:
                 continue
             if is_out_of_memory(error):
                 release_memory()
-                self._note_split(size)
+                self._note_split(last - first, len(slots))
             if size == 1:
-                row = rows[first] if last > first else groups[0][0]
+                row, slot = (rows[first], first) if last > first else (groups[0][0], slots[0])
+                with _inference():
+                    self._cache.clear(slot)
                 failed.append(Answer(row.request.at, row.new, error))
                 continue
             work += _halves(first, last, groups)
         self._steps_since_split += 1
         if self._steps_since_split >= RECOVERY_STEPS:
             self._prompt_tokens = min(2 * self._prompt_tokens, self.limits.prompt_tokens)
+            self._rows_a_pass *= 2
             self._steps_since_split = 0
         for slot, token in chosen.items():
             rows[slot].new.append(token)
@@ -332,10 +383,17 @@ class InFlight:
         self._drop(rows, [slot for slot in range(at_work) if rows[slot].request.at in gone])
         return failed
 
-    def _note_split(self, size: int) -> None:
-        self.figures.splits.append(size)
-        self._prompt_tokens = max(1, self._prompt_tokens // 2)
+    def _note_split(self, rows: int, entering: int) -> None:
+        """Fewer rows, or fewer prompts, in the next steps: what did not fit is not tried again at once."""
+        if entering:
+            self._prompt_tokens = max(1, self._prompt_tokens // 2)
+        else:
+            self._rows_a_pass = max(1, rows // 2)
         self._steps_since_split = 0
+        self._tell(rows + entering)
+
+    def _tell(self, size: int) -> None:
+        self.figures.splits.append(size)
         if self.on_split is not None:
             self.on_split(size)
 
@@ -372,7 +430,9 @@ class InFlight:
         for group in groups:
             taken = [next(free) for _ in group]
             read = self._known
-            if prefix := group[0].request.prefix:
+            # What a group shares may be no more than what all prompts share.
+            prefix = group[0].request.prefix if group[0].request.prefix > read else 0
+            if prefix:
                 segments.append(Segment(len(line), len(line) + prefix - read, taken, read, inherits=True))
                 line += group[0].request.ids[read:prefix]
                 positions += range(read, prefix)
@@ -413,13 +473,17 @@ class InFlight:
         """The next token of each row, from logits of shape (rows, vocabulary)."""
         import torch
 
+        # In float32 as in `generate`; torch is several times slower at bfloat16's largest.
+        logits = logits.float()
+        highest, at = logits.max(dim=-1)
+        if not bool(highest.isfinite().all()):
+            raise ValueError("the model's logits are not finite; --dtype float32 may help")
         if not self.decoding.do_sample:
-            # In float32 as in `generate`; torch is several times slower at bfloat16's largest.
-            return logits.float().argmax(dim=-1).tolist()
+            return at.tolist()
         if logits.device.type == "mps":
             # No float64 there.
             logits = logits.cpu()
-        probabilities = self._warp(logits.float()).softmax(dim=-1).double().cumsum(dim=-1)
+        probabilities = self._warp(logits).softmax(dim=-1).double().cumsum(dim=-1)
         drawn = torch.stack([row.draws[len(row.new)] for row in rows]).to(logits.device)
         # The first token whose cumulated probability exceeds the draw, so that none of probability 0 is taken.
         points = (drawn * probabilities[:, -1])[:, None]
@@ -463,7 +527,11 @@ class _attention:
     def __enter__(self) -> None:
         register()
         self.before = self.model.config._attn_implementation
-        self.model.set_attn_implementation(NAME)
+        try:
+            self.model.set_attn_implementation(NAME)
+        except BaseException:
+            self.model.set_attn_implementation(self.before)
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.model.set_attn_implementation(self.before)
@@ -508,14 +576,20 @@ def why_not_in_flight(generator: Generator) -> str | None:
         return f"{type(model).__name__} does not let its attention be exchanged"
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         return f"{type(model).__name__} computes the logits of every token"
-    if getattr(model.config, "attention_chunk_size", None):
+    config = model.config.get_text_config()
+    if getattr(config, "attention_chunk_size", None):
         return "it looks back in chunks"
+    if "longrope" in str(getattr(config, "rope_parameters", None)):
+        return "its positions turn by the longest row of a batch"
     try:
-        apart = _distance(generator)
+        apart, windows = _distance(generator)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
         if is_out_of_memory(error):
             raise
         return f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+    slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if (slides or "sliding_attention" in (getattr(config, "layer_types", None) or ())) and windows == {None}:
+        return "its window of attention is nowhere to be seen"
     import torch
 
     allowed = {torch.float32: 1e-3, torch.float16: 0.05}.get(model.dtype, 0.25)
@@ -523,8 +597,11 @@ def why_not_in_flight(generator: Generator) -> str | None:
     return None if apart <= allowed else f"its logits come out differently (by {apart:.2g} standard deviations)"
 
 
-def read_only(generator: Generator, prompts: Sequence[Sequence[int]]) -> None:
-    """Read prompts as a step of a run does, and forget them: a trial of the memory that it takes."""
+def read_only(generator: Generator, prompts: Sequence[Sequence[int]]) -> int:
+    """Read prompts as a step of a run does, and forget them: a trial of the memory that it takes.
+
+    Returns the bytes of keys and values that one token of a row takes.
+    """
     import torch
 
     ends = list(accumulate(map(len, prompts)))
@@ -536,10 +613,14 @@ def read_only(generator: Generator, prompts: Sequence[Sequence[int]]) -> None:
         line = [token for ids in prompts for token in ids]
         positions = [position for ids in prompts for position in range(len(ids))]
         _flat_logits(generator.model, line, positions, [end - 1 for end in ends], step)
+    return cache.bytes_per_token
 
 
-def _distance(generator: Generator) -> float:
-    """The distance between the logits of the two ways, root mean square, in standard deviations of the logits."""
+def _distance(generator: Generator) -> tuple[float, set[int | None]]:
+    """The distance between the logits of the two ways, root mean square, in standard deviations of the logits.
+
+    And the windows of attention that the layers named.
+    """
     import torch
 
     model, device = generator.model, generator.device
@@ -559,7 +640,8 @@ def _distance(generator: Generator) -> float:
             positions = [*range(9), *range(5, 14)]
             segments = [Segment(0, 5, [0, 1]), Segment(5, 9, [0], 5), Segment(9, 18, [1], 5)]
             none = torch.zeros(0, dtype=torch.long, device=device)
-            found = [_flat_logits(model, line, positions, [8, 17], Step(cache, (0, 0), [], none, segments))]
+            first = Step(cache, (0, 0), [], none, segments)
+            found = [_flat_logits(model, line, positions, [8, 17], first)]
             for number in range(2):
                 positions = [9 + number, 14 + number]
                 at = torch.tensor(positions, device=device)
@@ -567,7 +649,7 @@ def _distance(generator: Generator) -> float:
                 found.append(_flat_logits(model, [added[number] for added in new], positions, [0, 1], step))
     flat = torch.stack(found, dim=1)
     expected = torch.stack(plain)
-    return float((flat - expected).square().mean().sqrt() / expected.std())
+    return float((flat - expected).square().mean().sqrt() / expected.std()), first.windows
 
 
 def _flat_logits(model: Any, line: list[int], positions: list[int], wanted: list[int], step: Step) -> torch.Tensor:

@@ -53,7 +53,7 @@ def plan_limits(
     batch_size: int | None = None,
     in_flight: bool = True,
     free_memory: Callable[[], int] | None = None,
-    peak_memory: Callable[[Callable[[], None]], int] | None = None,
+    peak_memory: Callable[[Callable[[], int]], tuple[int, int]] | None = None,
 ) -> Limits:
     """Rows, cache tokens and prompt tokens that fit.
 
@@ -62,19 +62,19 @@ def plan_limits(
     prompts : token ids of all prompts of the run.
     batch_size : the user's limit of rows; None: no other than memory's and the device's.
     in_flight : whether rows enter and leave; else whole batches are planned within the same limits.
-    free_memory, peak_memory : bytes that are free, and bytes that a trial takes at most; by default those of the
-        model's device.
+    free_memory, peak_memory : bytes that are free, and what a trial returns with the bytes that it takes at most; by
+        default those of the model's device.
     """
     itemsize = generator.model.dtype.itemsize
     per_token = max(1, cache_bytes_per_token(generator.model.config.get_text_config(), itemsize))
     if not generator.device.startswith("cuda"):
-        free = (free_memory or _free_on_host)()
+        free = (free_memory or _host_memory)()
         tokens = min(CPU_CACHE_TOKENS, int(CPU_MEMORY_PART * free) // per_token) if free else CPU_CACHE_TOKENS
         return Limits(batch_size or CPU_ROWS, max(1, tokens), CPU_PROMPT_TOKENS)
     prompt_tokens, trial = GPU_PROMPT_TOKENS, 0
     if in_flight:
-        prompt_tokens, trial = _trial(generator, prompts, peak_memory or _peak_on(generator.device))
-    free = (free_memory or _free_on(generator.device))()
+        prompt_tokens, per_token, trial = _trial(generator, prompts, peak_memory or _peak_on(generator.device))
+    free = (free_memory or (_free_on if in_flight else _left_by(generator.model))(generator.device))()
     tokens = max(1, int(GPU_MEMORY_PART * (free - TRIAL_MARGIN * trial)) // per_token)
     slots = batch_size or GPU_ROWS
     limits = Limits(slots, tokens, prompt_tokens, max(1, min(slots, GPU_ROWS) // GPU_FREE_PART), GPU_CALL_TOKENS)
@@ -86,44 +86,63 @@ def plan_limits(
 
 
 def _trial(
-    generator: Generator, prompts: Sequence[Sequence[int]], peak_memory: Callable[[Callable[[], None]], int]
-) -> tuple[int, int]:
-    """Prompt tokens of a step that fit, and the bytes that reading as many of the longest prompts takes at most."""
+    generator: Generator, prompts: Sequence[Sequence[int]], peak_memory: Callable[[Callable[[], int]], tuple[int, int]]
+) -> tuple[int, int, int]:
+    """Prompt tokens of a step that fit; bytes of keys and values a token; bytes that reading takes at most.
+
+    A prompt that does not even fit alone is left to fail by itself.
+    """
     order = sorted(prompts, key=len, reverse=True)
     budget = GPU_PROMPT_TOKENS
-    while True:
+    while order:
         chosen: list[Sequence[int]] = []
         for prompt in order:
             if chosen and sum(map(len, chosen)) + len(prompt) > budget:
                 break
             chosen.append(prompt)
-        too_much = False
         try:
-            return budget, peak_memory(lambda: read_only(generator, chosen))  # noqa: B023
+            per_token, peak = peak_memory(lambda: read_only(generator, chosen))  # noqa: B023
+            return budget, max(1, per_token), peak
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            too_much = True
-        if too_much:
-            release_memory()
-            if len(chosen) == 1:
-                raise UserError(
-                    f"{generator.device}: the longest prompt ({len(chosen[0])} tokens) does not fit into memory beside "
-                    "the model; --dtype bfloat16 or a smaller model needs less"
-                )
+        release_memory()
+        if len(chosen) == 1:
+            order = order[1:]
+        else:
             budget = max(len(order[0]), budget // 2)
+    raise UserError(
+        f"{generator.device}: not one prompt fits into memory beside the model; --dtype bfloat16 or a smaller model "
+        "needs less"
+    )
 
 
-def _peak_on(device: str) -> Callable[[Callable[[], None]], int]:
-    def peak(work: Callable[[], None]) -> int:
+def _peak_on(device: str) -> Callable[[Callable[[], int]], tuple[int, int]]:
+    def peak(work: Callable[[], int]) -> tuple[int, int]:
         import torch
 
         torch.cuda.reset_peak_memory_stats(torch.device(device))
         before = torch.cuda.memory_allocated(torch.device(device))
-        work()
-        return int(torch.cuda.max_memory_allocated(torch.device(device)) - before)
+        found = work()
+        return found, int(torch.cuda.max_memory_allocated(torch.device(device)) - before)
 
     return peak
+
+
+def _left_by(model: Any) -> Callable[[str], Callable[[], int]]:
+    """What a model leaves of its device, whatever else is on it now: whole batches must not move with that."""
+
+    def on(device: str) -> Callable[[], int]:
+        def left() -> int:
+            import torch
+
+            weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+            # Half of it: no trial has told what activations take.
+            return (int(torch.cuda.get_device_properties(torch.device(device)).total_memory) - weights) // 2
+
+        return left
+
+    return on
 
 
 def _free_on(device: str) -> Callable[[], int]:
@@ -136,8 +155,8 @@ def _free_on(device: str) -> Callable[[], int]:
     return free
 
 
-def _free_on_host() -> int:
-    """Bytes that the host can still give, 0 where it does not say."""
+def _host_memory() -> int:
+    """Bytes of the host's memory, 0 where it does not say; all of them, so that a plan does not move with the hour."""
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text(encoding="ascii").splitlines() if meminfo.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")), 0)
