@@ -20,13 +20,14 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from measuring import RESULTS, leave, machine, medians, peak_memory, take_turns
 
 from imhi.benchmark import DATASETS
+from imhi.checkpoints import load_tokenizer, locate
 from imhi.commands import positive
 from imhi.data import load_suite, resolve_data_root, write_text_atomically
 from imhi.devices import DTYPES, pick_device, pick_dtype
@@ -89,8 +90,6 @@ def save_checkpoints(folder: Path, names: Sequence[str]) -> None:
     import torch
     from safetensors.torch import save_file
     from transformers import BertConfig, BertForSequenceClassification
-
-    from imhi.checkpoints import locate
 
     body, head = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
     torch.manual_seed(0)
@@ -227,6 +226,8 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
         "dtype": {side: "float32" if side == BASELINE else dtype for side in arguments.sides},
         "data": "sample rows, made up and short" if root.is_samples else "released test files",
         "rows": {"all": count, **{name: len(answers) for name, answers in texts.items()}},
+        # Of what must be computed at least: texts that a dataset repeats count once.
+        "distinct_tokens": sum(token_count(set(answers)) for answers in texts.values()),
         "classifiers": "the toolkit's own" if arguments.adapters is None else str(arguments.adapters),
         **summary(turns, count),
         "same_checkpoints": agreement(answers),
@@ -237,6 +238,12 @@ def measure(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
         "machine": machine(device),
         "environment": environment(),
     }
+
+
+def token_count(texts: Collection[str]) -> int:
+    """Tokens of BERT's vocabulary in texts, each cut at the published limit."""
+    tokenizer = load_tokenizer(locate("embedded:minilm"))
+    return sum(map(len, tokenizer(list(texts), truncation=True, max_length=PUBLISHED_TOKENS)["input_ids"]))
 
 
 def agreement(answers: Mapping[str, tuple[list[int], list[float]]]) -> dict[str, Any] | None:

@@ -3,7 +3,8 @@
     python tools/make_benchmark_tables.py          # after a benchmark has written its JSON file
     python tools/make_benchmark_tables.py --check  # exit 1 where the document says something else
 
-Nothing is computed here: every figure stands in a result file, with the machine and the versions that it comes from.
+Every figure stands in a result file, with the machine and the versions that it comes from; all that is computed here is
+how long the matrix products of a stage take at least, at the largest rate measured on the machine.
 """
 
 from __future__ import annotations
@@ -122,6 +123,17 @@ def exactness(result: Mapping[str, Any]) -> str:
     )
 
 
+def at_least(operations: float, seconds: float, dtype: str, what: str) -> str:
+    """One sentence of roofline: what the machine's largest matrix product leaves to be gained."""
+    file = RESULTS / "generation-cpu.json"
+    rate = json.loads(file.read_text(encoding="utf-8"))["limits"]["flops"][dtype]
+    floor = operations / rate
+    return (
+        f"{what} are {operations / 1e12:.2f} TFLOP, {floor:.1f} s at this machine's {rate / 1e9:,.0f} GFLOP/s in {dtype}: "
+        f"no program in {dtype} can be more than {seconds / floor:.2f} times as fast as the baseline."
+    )
+
+
 def labelling(result: Mapping[str, Any]) -> str:
     headers = ["side", "dtype", "seconds", "of them loading", "rows/s after loading", "× published, with loading"]
     headers += ["× published, after loading", "peak GiB"]
@@ -141,9 +153,18 @@ def labelling(result: Mapping[str, Any]) -> str:
             ]
         )
     turns = max(turn["turn"] for turn in result["turns"])
+    published = result["sides"]["published"]
+    limit = ""
+    if "distinct_tokens" in result and result["device"] == "cpu":
+        # BERT-base: 12 layers of 4 d^2 + 2 d f weights, each multiplied and added once a token.
+        layers = 12 * (4 * 768**2 + 2 * 768 * 3072)
+        dtype = str(result["dtype"]["toolkit-bert-base"])
+        alone = published["seconds"] - published["loading_seconds"]
+        products = "The products of BERT-base on these answers' tokens"
+        limit = " " + at_least(2 * layers * result["distinct_tokens"], alone, dtype, products)
     return (
         f"{result['rows']['all']} answers ({result['data']}), medians of {turns} turns.\n\n"
-        f"{markdown_table(headers, rows)}\n\n{where(result)}"
+        f"{markdown_table(headers, rows)}\n\n{where(result)}{limit}"
     )
 
 
@@ -162,9 +183,18 @@ def bartscore(result: Mapping[str, Any]) -> str:
         for name, side in result["sides"].items()
     ]
     turns = max(turn["turn"] for turn in result["turns"])
+    limit = ""
+    if result["shape"]["name"] == "large" and result["device"] == "cpu":
+        # 12 + 12 layers; a source token meets the encoder and the decoder's keys and values, a target token the rest.
+        width, inner, vocabulary = 1024, 4096, 50_265
+        source = 12 * (4 * width**2 + 2 * width * inner) + 12 * 2 * width**2
+        target = 12 * (6 * width**2 + 2 * width * inner) + width * vocabulary
+        operations = 2 * (source * result["tokens"]["source"] + target * result["tokens"]["target"])
+        products = "The products of BART-large on these tokens"
+        limit = " " + at_least(operations, result["sides"]["reference"]["seconds"], "float32", products)
     return (
         f"{result['rows']} pairs ({result['data']}), BART-{result['shape']['name']} shape with random weights, medians of "
-        f"{turns} turns, loading apart.\n\n{markdown_table(headers, rows)}\n\n{where(result)}"
+        f"{turns} turns, loading apart.\n\n{markdown_table(headers, rows)}\n\n{where(result)}{limit}"
     )
 
 
@@ -219,6 +249,12 @@ BARS: tuple[tuple[str, str, tuple[str, ...], float], ...] = (
         ("ratios", "toolkit-bert-base", "after_loading"),
         3,
     ),
+    (
+        "the same, the toolkit in bfloat16",
+        "labelling-bf16-cpu",
+        ("ratios", "toolkit-bert-base", "after_loading"),
+        3,
+    ),
     ("the toolkit's own classifiers", "labelling-cpu", ("ratios", "toolkit", "after_loading"), 3),
     ("BART-score, BART-large shape, float32", "bartscore-cpu", ("ratios", "toolkit"), 2.5),
     ("BART-score, BART-large shape, bfloat16", "bartscore-cpu", ("ratios", "toolkit-bf16"), 2.5),
@@ -244,6 +280,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "exactness-cpu": exactness,
     "exactness-cuda": exactness,
     "labelling-cpu": labelling,
+    "labelling-bf16-cpu": labelling,
     "labelling-cuda": labelling,
     "bartscore-cpu": bartscore,
     "bartscore-cuda": bartscore,
