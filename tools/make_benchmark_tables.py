@@ -161,7 +161,10 @@ def labelling(result: Mapping[str, Any]) -> str:
         dtype = str(result["dtype"]["toolkit-bert-base"])
         alone = published["seconds"] - published["loading_seconds"]
         products = "The products of BERT-base on these answers' tokens"
-        limit = " " + at_least(2 * layers * result["distinct_tokens"], alone, dtype, products)
+        limit = "".join(
+            " " + at_least(2 * layers * result["distinct_tokens"], alone, one, products)
+            for one in dict.fromkeys(["float32", dtype])
+        )
     return (
         f"{result['rows']['all']} answers ({result['data']}), medians of {turns} turns.\n\n"
         f"{markdown_table(headers, rows)}\n\n{where(result)}{limit}"
