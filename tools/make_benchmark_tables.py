@@ -241,12 +241,6 @@ BARS: tuple[tuple[str, str, tuple[str, ...], float], ...] = (
         1.0,
     ),
     (
-        "the same with the threads of both bound to cores",
-        "generation-bound-cpu",
-        ("sides", "toolkit", "times_faster_than", "vllm"),
-        1.0,
-    ),
-    (
         "classifiers, BERT-base on both sides, float32",
         "labelling-cpu",
         ("ratios", "toolkit-bert-base", "after_loading"),
@@ -277,7 +271,6 @@ def bars() -> str:
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "generation-cpu": generation,
-    "generation-bound-cpu": generation,
     "generation-ways-cpu": generation,
     "generation-cuda": generation,
     "exactness-cpu": exactness,
