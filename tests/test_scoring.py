@@ -82,7 +82,7 @@ def test_values_rows_and_counts(run):
     assert entry["signature"] == str(expected.signature) and entry["empty_rule"] == "0"
     assert read_scores(run)["response"] == results
     document = json.loads((run / "scores.json").read_text(encoding="utf-8"))
-    assert document["environment"]["libraries"]["rouge-score"]
+    assert document["environment"]["libraries"]["rapidfuzz"]
 
 
 def test_rows_are_read_by_pandas(run):

@@ -2,8 +2,7 @@
 
 Both keep the arithmetic: the same sums in the same number format, in oneDNN's order of summation; where an activation
 follows in the same call, it is taken before rounding instead of after.  On this layout a row's result does not depend
-on how many rows stand beside it (tests/test_cpu.py), as it does in a plain matrix product, so that answers do not move
-with the batch.
+on how many rows stand beside it (tests/test_cpu.py), as it does in a plain matrix product.
 """
 
 from __future__ import annotations

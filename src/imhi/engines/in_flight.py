@@ -3,7 +3,7 @@
 Rows come longest first.  Each forward pass computes the next token of every row at work and reads the prompts of the
 rows that enter (Yu et al., "Orca: A Distributed Serving System for Transformer-Based Generative Models", OSDI 2022).
 What neighbouring prompts share is read once and copied.  How a prompt is cut into the shared part and the rest depends
-on the plan alone, never on which rows are done already, so that a resumed run computes what an uninterrupted one does.
+on the plan alone, never on which rows are done already.
 """
 
 from __future__ import annotations
