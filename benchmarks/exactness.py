@@ -8,24 +8,23 @@ in float32, whose token ids must be the same, and in bfloat16 (where the hardwar
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from generation import pick_rows
-from measuring import RESULTS, machine
+from measuring import RESULTS, machine, publish
 
 from imhi.checkpoints import load_generator, locate_generator
 from imhi.commands import positive
-from imhi.data import load_suite, resolve_data_root, write_text_atomically
+from imhi.data import load_suite, resolve_data_root
 from imhi.devices import pick_device, pick_dtype
 from imhi.engines import Decoding, Prompt
 from imhi.errors import run_main
 from imhi.generation import load_engine
 from imhi.provenance import environment, now
-from imhi.talk import progress_bar, say, show, table
+from imhi.talk import progress_bar, say, table
 
 Ids = dict[str, list[int]]
 
@@ -142,13 +141,12 @@ def run(arguments: argparse.Namespace) -> int:
         "environment": environment(),
     }
     out = arguments.out or RESULTS / f"exactness-{device.partition(':')[0]}.json"
-    write_text_atomically(out, json.dumps(result, indent=1) + "\n")
     lines = [
         [name, f"{one['identical']} of {one['rows']}", f"{one['mean_common_prefix']:.3f}", f"{one['seconds']:.0f}"]
         for name, one in results.items()
     ]
-    show(table(["against one row at a time in float32", "the same ids", "mean common prefix", "seconds"], lines))
-    say(f"written to {out}")
+    headers = ["against one row at a time in float32", "the same ids", "mean common prefix", "seconds"]
+    publish(result, table(headers, lines), out)
     return 0
 
 

@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import Any
 
 from generation_sides import SIDES
-from measuring import RESULTS, machine, medians, one_turn, take_turns
+from measuring import RESULTS, machine, medians, one_turn, publish, take_turns
 
 from imhi.checkpoints import load_tokenizer, locate_generator
 from imhi.commands import positive
-from imhi.data import LoadedSuite, Row, load_suite, resolve_data_root, write_text_atomically
+from imhi.data import LoadedSuite, Row, load_suite, resolve_data_root
 from imhi.devices import pick_device, pick_dtype
 from imhi.errors import UserError, run_main
 from imhi.provenance import environment, now
-from imhi.talk import say, show, table
+from imhi.talk import say, table
 
 SCRIPT = Path(__file__).with_name("generation_sides.py")
 DEFAULT_MODEL = "embedded:smollm2"
@@ -465,10 +465,7 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.threads = arguments.threads or machine()["cores"]
     out = arguments.out or RESULTS / f"generation-{device.partition(':')[0]}.json"
     result = measure(arguments, device, out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    show(result_table(result))
-    say(f"written to {out}")
+    publish(result, result_table(result), out)
     return 0
 
 

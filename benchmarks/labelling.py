@@ -24,16 +24,16 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from measuring import RESULTS, leave, machine, medians, peak_memory, take_turns
+from measuring import RESULTS, leave, machine, medians, peak_memory, publish, take_turns
 
 from imhi.benchmark import DATASETS
 from imhi.checkpoints import load_tokenizer, locate
 from imhi.commands import positive
-from imhi.data import load_suite, resolve_data_root, write_text_atomically
+from imhi.data import load_suite, resolve_data_root
 from imhi.devices import DTYPES, pick_device, pick_dtype
 from imhi.errors import UserError, run_main
 from imhi.provenance import environment, now
-from imhi.talk import say, show, table
+from imhi.talk import say, table
 
 SCRIPT = Path(__file__)
 SIDES = {
@@ -320,10 +320,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = pick_device(device=arguments.device)
     result = measure(arguments, device)
     out = arguments.out or RESULTS / f"labelling-{device.partition(':')[0]}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    show(result_table(result))
-    say(f"written to {out}")
+    publish(result, result_table(result), out)
     return 0
 
 

@@ -20,8 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imhi.data import write_text_atomically
 from imhi.errors import UserError
-from imhi.talk import say
+from imhi.talk import say, show
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -92,3 +93,11 @@ def medians(turns: Sequence[Mapping[str, Any]], figure: str = "seconds") -> dict
     """Median of a figure for each side."""
     sides = dict.fromkeys(str(turn["side"]) for turn in turns)
     return {side: statistics.median(turn[figure] for turn in turns if turn["side"] == side) for side in sides}
+
+
+def publish(result: Mapping[str, Any], told: str, out: Path) -> None:
+    """Keep a result as JSON, and show its table."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    show(told)
+    say(f"written to {out}")

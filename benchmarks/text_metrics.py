@@ -20,7 +20,6 @@ disagree about the corpus values fails.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 import warnings
@@ -29,14 +28,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from measuring import RESULTS, leave, machine, medians, peak_memory, take_turns
+from measuring import RESULTS, leave, machine, medians, peak_memory, publish, take_turns
 
 from imhi.commands import positive
-from imhi.data import DataRoot, load_suite, resolve_data_root, write_text_atomically
+from imhi.data import DataRoot, load_suite, resolve_data_root
 from imhi.devices import pick_device
 from imhi.errors import UserError, run_main
 from imhi.provenance import environment, library_versions, now
-from imhi.talk import say, show, table
+from imhi.talk import say, table
 
 SIDES = {
     "overlap": {
@@ -280,10 +279,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = measure(arguments)
     stage = "" if arguments.stage == "overlap" else f"-{arguments.stage}"
     out = arguments.out or RESULTS / f"text-metrics{stage}-{arguments.device.partition(':')[0]}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    show(result_table(result))
-    say(f"written to {out}")
+    publish(result, result_table(result), out)
     return 0
 
 

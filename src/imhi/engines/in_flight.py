@@ -282,8 +282,12 @@ class InFlight:
 
     def _fit(self, waiting: Sequence[Sequence[Request]], rows: Sequence[_Row]) -> None:
         """More and shorter slots, once the longest rows are done."""
+        enough = 0.75 * self._cache.tokens
+        if self._cache.slots >= self.limits.slots or _Row(waiting[0][0]).need > enough:
+            # Most steps end here: looking through all that waits would take longer than some steps.
+            return
         slots, tokens = self._shape(waiting, rows)
-        if tokens <= 0.75 * self._cache.tokens and slots > self._cache.slots:
+        if tokens <= enough and slots > self._cache.slots:
             try:
                 with _inference():
                     self._cache.resize(slots, tokens, len(rows))
