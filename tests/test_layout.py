@@ -11,10 +11,24 @@ SOURCE = Path(__file__).parents[1] / "src" / "imhi"
 
 # From the ground up, as the README's layout section tells it; a module may import from its own floor and below.
 FLOORS = (
-    {"benchmark", "batching", "errors", "talk", "provenance", "locks", "devices", "cpu", "statistics"},
+    {
+        "benchmark",
+        "batching",
+        "errors",
+        "talk",
+        "provenance",
+        "locks",
+        "devices",
+        "cpu",
+        "statistics",
+        "pairing",
+        "agreement",
+    },
     {"data", "checkpoints", "fetch"},
     {"engines", "labelers", "metrics", "audit"},
     {"runs", "labelling", "scoring", "generation", "rule_labelling", "asking", "demo", "training"},
+    {"results", "humans"},
+    {"comparison", "regression", "report", "pipeline"},
     {"commands", "cli"},
 )
 HEAVY = {
@@ -29,6 +43,8 @@ HEAVY = {
     "rouge_score",
     "safetensors",
     "scipy",
+    "jinja2",
+    "matplotlib",
 }
 
 

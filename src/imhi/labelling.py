@@ -40,6 +40,7 @@ __all__ = [
     "labels_of",
     "output_folder",
     "read_folder",
+    "read_record",
     "write_correctness",
 ]
 
@@ -108,7 +109,7 @@ def label_folder(
 def _label_folder(
     responses: Mapping[str, ResponseFile], labelers: Mapping[str, Labeler], out: Path, *, overwrite: bool
 ) -> dict[str, dict[str, Any]]:
-    records = _read_record(out / RECORD)["datasets"] if (out / RECORD).exists() else {}
+    records = read_record(out / RECORD)["datasets"] if (out / RECORD).exists() else {}
     todo = [name for name in responses if name in labelers]
     if not overwrite:
         for name in todo:
@@ -208,7 +209,7 @@ def earlier_figures(out: Path, *, source: str = SOURCE, overwrite: bool = False)
     target = out / CORRECTNESS
     if overwrite or not target.exists():
         return {}
-    record = _read_record(target)
+    record = read_record(target)
     if record.get("labeler") != source:
         raise UserError(
             f"{target} holds figures of another labeler ({record.get('labeler')}); "
@@ -265,7 +266,7 @@ def correctness_table(figures: Mapping[str, Correctness]) -> str:
     return table(["dataset", "rows", "unparsed", "accuracy", "weighted F1", "micro F1", "macro F1"], rows)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     """``labels.json`` or ``correctness.json`` as written by `_write_record`."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

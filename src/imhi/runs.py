@@ -23,7 +23,7 @@ from imhi.errors import UserError
 from imhi.locks import only_process
 from imhi.provenance import environment, now
 
-__all__ = ["JOURNAL", "Run", "find_run", "open_run", "read_manifest", "run_folder"]
+__all__ = ["JOURNAL", "Run", "find_run", "open_run", "read_completions", "read_manifest", "run_folder"]
 
 MANIFEST = "manifest.json"
 JOURNAL = "responses.jsonl"
@@ -234,25 +234,15 @@ class Run:
             )
 
     def _read_journal(self) -> dict[str, Completion]:
-        """Responses by id, the last record of an id winning; a torn last line is cut off the file."""
+        """`read_completions`; a torn last line is cut off the file, so that the next record begins a line."""
+        completions = read_completions(self.folder)
         path = self.folder / JOURNAL
-        if not path.exists():
-            return {}
-        raw = path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        completions: dict[str, Completion] = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                completion = Completion(**{name: record[name] for name in COMPLETION_FIELDS})
-            except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
-                raise UserError(
-                    f"{path}, line {number}: not a response record ({error}); remove that line to have its row generated again"
-                ) from None
-            completions[completion.id] = completion
-        if len(whole) < len(raw):
-            with path.open("r+b") as handle:
-                handle.truncate(len(whole))
+        if path.exists():
+            raw = path.read_bytes()
+            whole = raw.rfind(b"\n") + 1
+            if whole < len(raw):
+                with path.open("r+b") as handle:
+                    handle.truncate(whole)
         return completions
 
     def _discard(self) -> None:
@@ -268,6 +258,28 @@ class Run:
         names += [f"scores/{name}.csv" for name in DATASETS]
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
+
+
+def read_completions(folder: Path) -> dict[str, Completion]:
+    """The responses of a run folder by id, the last record of an id winning; {} without a journal.
+
+    A torn last line is left aside: its row has no response yet.  Raises UserError at a line that is no record.
+    """
+    path = folder / JOURNAL
+    if not path.exists():
+        return {}
+    raw = path.read_bytes()
+    completions: dict[str, Completion] = {}
+    for number, line in enumerate(raw[: raw.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            completion = Completion(**{name: record[name] for name in COMPLETION_FIELDS})
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path}, line {number}: not a response record ({error}); remove that line to have its row generated again"
+            ) from None
+        completions[completion.id] = completion
+    return completions
 
 
 def _record(completion: Completion) -> str:

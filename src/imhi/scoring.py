@@ -23,7 +23,15 @@ from imhi.metrics import METRICS
 from imhi.metrics.base import Metric, digest_of
 from imhi.talk import progress_bar, say, table
 
-__all__ = ["TARGETS", "explanation_of", "read_scores", "score_folder", "score_table"]
+__all__ = [
+    "TARGETS",
+    "explanation_of",
+    "read_row_values",
+    "read_scores",
+    "row_column",
+    "score_folder",
+    "score_table",
+]
 
 SCORES = "scores.json"
 ROWS_FOLDER = "scores"
@@ -190,7 +198,7 @@ def _compute(
     return entry, row_values
 
 
-def _column(value_name: str, target: str) -> str:
+def row_column(value_name: str, target: str) -> str:
     """A value's column in ``scores/DATASET.csv``."""
     return value_name if target == "response" else f"{value_name}_{target}"
 
@@ -201,7 +209,7 @@ def _earlier_entry(folder: Path, metric: Metric, text: Texts, target: str) -> di
         return None
     with only_process(_rows_folder(folder)):
         entry = read_scores(folder).get(target, {}).get(text.dataset, {}).get(metric.name)
-        columns = _read_rows(folder, text.dataset)
+        columns = read_row_values(folder, text.dataset)
     if entry is None or entry["signature"] != str(metric.signature) or entry["texts"] != text.digest:
         return None
     if not _has_rows(entry, columns, target):
@@ -213,7 +221,7 @@ def _earlier_entry(folder: Path, metric: Metric, text: Texts, target: str) -> di
 
 def _has_rows(entry: dict[str, Any], columns: dict[str, list[float]], target: str) -> bool:
     """Whether the values per row that belong to an entry are there, unchanged."""
-    return digest_of({name: columns.get(_column(name, target)) for name in entry["values"]}) == entry["row_values"]
+    return digest_of({name: columns.get(row_column(name, target)) for name in entry["values"]}) == entry["row_values"]
 
 
 def _rows_folder(folder: Path) -> Path:
@@ -226,8 +234,8 @@ def _rows_file(folder: Path, dataset: str) -> Path:
     return folder / ROWS_FOLDER / f"{dataset}.csv"
 
 
-def _read_rows(folder: Path, dataset: str) -> dict[str, list[float]]:
-    """Column → values per row; {} without a file."""
+def read_row_values(folder: Path, dataset: str) -> dict[str, list[float]]:
+    """Column of ``scores/DATASET.csv`` → values per row; {} without the file.  Raises UserError on a damaged one."""
     path = _rows_file(folder, dataset)
     if not path.exists():
         return {}
@@ -249,7 +257,7 @@ def _store(
 
     with only_process(_rows_folder(folder)):
         scores = read_scores(folder)
-        columns = _read_rows(folder, text.dataset)
+        columns = read_row_values(folder, text.dataset)
         for kind in TARGETS:
             entries = scores.setdefault(kind, {}).setdefault(text.dataset, {})
             for name in [name for name in entries if (kind, name) != (target, metric.name)]:
@@ -261,9 +269,9 @@ def _store(
                     continue
                 del entries[name]
         scores[target][text.dataset][metric.name] = entry
-        columns.update((_column(name, target), values) for name, values in row_values.items())
+        columns.update((row_column(name, target), values) for name, values in row_values.items())
         kept = [
-            _column(value, kind)
+            row_column(value, kind)
             for kind in TARGETS
             for name in METRICS
             for value in scores[kind][text.dataset].get(name, {}).get("values", ())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from imhi.metrics.base import Metric
 
-__all__ = ["METRICS"]
+__all__ = ["METRICS", "summed_metric"]
 
 
 def _bleu(**options: Any) -> Metric:
@@ -42,3 +42,11 @@ METRICS: dict[str, Callable[..., Metric]] = {
     "bert_score": _bert_score,
     "bart_score": _bart_score,
 }
+
+
+def summed_metric(name: str) -> Any:
+    """The metric of this name if its corpus value is one of sums over rows, and not the mean of row values; else None.
+
+    Its ``values_of_sums`` takes sums of its statistics, shape (samples, statistics), and returns shape (samples,).
+    """
+    return _bleu() if name == "bleu" else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from imhi.metrics.base import Metric, Signature, Statistics
 from imhi.metrics.ngrams import WordIds, matching_ngrams
@@ -108,3 +108,17 @@ class Bleu(Metric):
 
     def values(self, statistics: Statistics) -> dict[str, float]:
         return {"bleu": bleu_from_counts([sum(column) for column in zip(*statistics, strict=True)])}
+
+    @staticmethod
+    def values_of_sums(sums: Any) -> Any:
+        """Corpus BLEU from sums of statistics, shape (samples, statistics) → (samples,): for resampling."""
+        import numpy as np
+
+        counts = np.asarray(sums, dtype=float)
+        length, gold_length = counts[..., 0], counts[..., 1]
+        matches, totals = counts[..., 2 : 2 + ORDER], counts[..., 2 + ORDER :]
+        some = (matches > 0).all(axis=-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            brevity = np.where(length >= gold_length, 1.0, np.exp(1 - gold_length / length))
+            geometric = np.exp(np.log(matches / totals).mean(axis=-1))
+        return np.where(some, brevity * geometric, 0.0)
