@@ -58,8 +58,8 @@ def test_a_packed_llama_computes_what_transformers_computes(tiny_llama, dtype):
     if pack_linears(model) == 0:
         pytest.skip(f"oneDNN does not compute in {dtype} on this machine")
     kinds = {type(module).__name__ for module in model.modules()}
-    assert {"GatedFeedForward", "RootMeanSquareNorm", "PackedLinear"} <= kinds
-    assert not {"LlamaMLP", "LlamaRMSNorm", "Linear"} & kinds
+    assert {"GatedFeedForward", "RootMeanSquareNorm", "RotaryAttention", "DecoderLayer", "PackedLinear"} <= kinds
+    assert not {"LlamaMLP", "LlamaRMSNorm", "LlamaAttention", "LlamaDecoderLayer", "Linear"} & kinds
     exact = AutoModelForCausalLM.from_pretrained(str(tiny_llama), dtype=torch.float32).eval()
     ids = torch.randint(600, (3, 40), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -67,6 +67,32 @@ def test_a_packed_llama_computes_what_transformers_computes(tiny_llama, dtype):
     if dtype == "float32":
         torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)
     # Not farther from float32 than transformers' own layers in the same format.
+    assert (found - reference).square().mean() <= 1.1 * (theirs - reference).square().mean() + 1e-9
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_packed_bert_computes_what_transformers_computes(dtype):
+    import copy
+
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from imhi.cpu import pack_linears
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 3}
+    exact = BertModel(BertConfig(vocab_size=600, initializer_range=0.4, **shape)).eval()
+    plain = copy.deepcopy(exact).to(getattr(torch, dtype))
+    model = copy.deepcopy(plain)
+    if pack_linears(model) == 0:
+        pytest.skip(f"oneDNN does not compute in {dtype} on this machine")
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert "ActivatedLinear" in kinds and not {"BertIntermediate", "Linear"} & kinds
+    ids = torch.randint(600, (3, 40), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found, theirs, reference = (one(input_ids=ids).last_hidden_state.float() for one in (model, plain, exact))
+    if dtype == "float32":
+        torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-4)
     assert (found - reference).square().mean() <= 1.1 * (theirs - reference).square().mean() + 1e-9
 
 

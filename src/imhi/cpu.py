@@ -25,6 +25,9 @@ _TRIM_THRESHOLD = 1 << 30
 
 # Classes of transformers whose forward is known to be the formula that stands here.
 GATED = frozenset(["LlamaMLP", "MistralMLP", "Qwen2MLP"])
+ACTIVATED = frozenset(["BertIntermediate", "RobertaIntermediate"])
+ATTENTIONS = frozenset(["LlamaAttention", "MistralAttention", "Qwen2Attention"])
+DECODER_LAYERS = frozenset(["LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"])
 RMS_NORMS = frozenset(["LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"])
 
 
@@ -51,13 +54,15 @@ def pack_linears(model: Any) -> int:
 
     if not _computes(next((weight.dtype for weight in model.parameters()), torch.float64)):
         return 0
-    for parent in list(model.modules()):
+    before = _linears(model)
+    # Inner modules first: a whole decoder layer is exchanged only where its parts could be.
+    for parent in reversed(list(model.modules())):
         for name, child in parent.named_children():
-            if _is_gated(child):
-                setattr(parent, name, _gated_feed_forward()(child))
-            elif _is_rms_norm(child):
-                setattr(parent, name, _rms_norm()(child))
-    packed = sum(3 for module in model.modules() if type(module) is _gated_feed_forward())
+            for suits, faster in _EXCHANGES:
+                if suits(child):
+                    setattr(parent, name, faster()(child))
+                    break
+    exchanged = before - _linears(model)
     named = [
         (parent, name, child)
         for parent in model.modules()
@@ -71,7 +76,13 @@ def pack_linears(model: Any) -> int:
     kind = _packed_linear()
     for parent, name, child in named:
         setattr(parent, name, kind(child))
-    return packed + len(named)
+    return exchanged + len(named)
+
+
+def _linears(model: Any) -> int:
+    import torch
+
+    return sum(type(module) is torch.nn.Linear for module in model.modules())
 
 
 def _is_gated(module: Any) -> bool:
@@ -84,6 +95,41 @@ def _is_gated(module: Any) -> bool:
         and names == {"gate_proj", "up_proj", "down_proj", "act_fn"}
         and type(module.act_fn).__name__ in {"SiLU", "SiLUActivation"}
         and all(type(getattr(module, name)) is torch.nn.Linear for name in names - {"act_fn"})
+    )
+
+
+def _is_activated(module: Any) -> bool:
+    """Whether a module is the first half of BERT's feed-forward layer: gelu(dense(x)), gelu by the error function."""
+    import torch
+
+    return (
+        type(module).__name__ in ACTIVATED
+        and type(module.intermediate_act_fn).__name__ == "GELUActivation"
+        and type(module.dense) is torch.nn.Linear
+    )
+
+
+def _is_attention(module: Any) -> bool:
+    """Whether a module is attention as LLaMA has it: three projections, rotary positions, one projection."""
+    import torch
+
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    if type(module).__name__ not in ATTENTIONS or {name for name, _ in module.named_children()} != set(names):
+        return False
+    layers = [getattr(module, name) for name in names]
+    return all(type(layer) is torch.nn.Linear for layer in layers) and (
+        len({layer.bias is None for layer in layers[:3]}) == 1
+    )
+
+
+def _is_decoder_layer(module: Any) -> bool:
+    """Whether a module is LLaMA's decoder layer, its two halves exchanged already."""
+    names = {name for name, _ in module.named_children()}
+    return (
+        type(module).__name__ in DECODER_LAYERS
+        and names == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+        and type(module.self_attn) is _attention()
+        and type(module.mlp) is _gated_feed_forward()
     )
 
 
@@ -115,8 +161,13 @@ def _packed_linear() -> Any:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
             self.bias = None if linear.bias is None else linear.bias.detach()
 
-        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+        def forward(self, inputs: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+            """The layer's outputs, with `residual`, shape as theirs, added before they are rounded."""
+            found: torch.Tensor
+            if residual is None:
+                found = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+            else:
+                found = torch.ops.mkldnn._linear_pointwise.binary(inputs, residual, self.weight, self.bias, "add")
             return found
 
     return PackedLinear
@@ -140,17 +191,149 @@ def _gated_feed_forward() -> Any:
                 packed, (layer.gate_proj, layer.up_proj, layer.down_proj)
             )
 
-        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        def forward(self, inputs: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
             gate = torch.ops.mkldnn._linear_pointwise(
                 inputs, self.gate_proj.weight, self.gate_proj.bias, "swish", [], ""
             )
             both = torch.ops.mkldnn._linear_pointwise.binary(
                 inputs, gate, self.up_proj.weight, self.up_proj.bias, "mul"
             )
-            found: torch.Tensor = self.down_proj(both)
+            found: torch.Tensor = self.down_proj(both, residual)
             return found
 
     return GatedFeedForward
+
+
+@cache
+def _activated() -> Any:
+    import torch
+
+    packed = _packed_linear()
+
+    class ActivatedLinear(torch.nn.Module):
+        """gelu(dense(x)) in one call: Hendrycks, Gimpel, "Gaussian Error Linear Units", 2016."""
+
+        def __init__(self, layer: Any):
+            super().__init__()
+            self.dense = packed(layer.dense)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+                inputs, self.dense.weight, self.dense.bias, "gelu", [], "none"
+            )
+            return found
+
+    return ActivatedLinear
+
+
+@cache
+def _attention() -> Any:
+    import torch
+
+    packed = _packed_linear()
+
+    class RotaryAttention(torch.nn.Module):
+        """LLaMA's attention: queries, keys and values from one product, queries and keys turned in one go.
+
+        Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, the halves of a head as pairs.
+        """
+
+        def __init__(self, layer: Any):
+            super().__init__()
+            self.config, self.layer_idx, self.head_dim = layer.config, layer.layer_idx, layer.head_dim
+            self.scaling, self.num_key_value_groups = layer.scaling, layer.num_key_value_groups
+            self.is_causal = layer.is_causal
+            self.window = _window(layer)
+            # transformers' own attention for implementations that are not registered.
+            self.eager = sys.modules[type(layer).__module__].eager_attention_forward
+            self.heads = layer.q_proj.out_features // layer.head_dim
+            self.key_heads = layer.k_proj.out_features // layer.head_dim
+            self.projections = packed(_joined(layer.q_proj, layer.k_proj, layer.v_proj))
+            self.o_proj = packed(layer.o_proj)
+
+        def forward(
+            self,
+            hidden_states: torch.Tensor,
+            position_embeddings: tuple[torch.Tensor, torch.Tensor],
+            attention_mask: torch.Tensor | None = None,
+            past_key_values: Any = None,
+            residual: torch.Tensor | None = None,
+            **options: Any,
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+            shape = hidden_states.shape[:-1]
+            projected = self.projections(hidden_states).view(*shape, -1, self.head_dim)
+            turned = _turned(projected[:, :, : self.heads + self.key_heads], *position_embeddings).transpose(1, 2)
+            queries, keys = turned[:, : self.heads], turned[:, self.heads :]
+            values = projected[:, :, self.heads + self.key_heads :].transpose(1, 2)
+            if past_key_values is not None:
+                keys, values = past_key_values.update(keys, values, self.layer_idx)
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, self.eager)
+            states, weights = attend(
+                self,
+                queries,
+                keys,
+                values,
+                attention_mask,
+                dropout=0.0,
+                scaling=self.scaling,
+                sliding_window=self.window,
+                **options,
+            )
+            return self.o_proj(states.reshape(*shape, -1).contiguous(), residual), weights
+
+    return RotaryAttention
+
+
+def _window(layer: Any) -> int | None:
+    """How far an attention layer looks back, as its own forward hands it on."""
+    if hasattr(layer, "sliding_window"):
+        return layer.sliding_window
+    return getattr(layer.config, "sliding_window", None)
+
+
+def _joined(*linears: Any) -> Any:
+    """One linear layer whose outputs are those of several, one behind the other."""
+    import torch
+
+    with torch.device("meta"):
+        one = torch.nn.Linear(linears[0].in_features, sum(linear.out_features for linear in linears))
+    one.weight = torch.nn.Parameter(torch.cat([linear.weight.detach() for linear in linears]), requires_grad=False)
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    one.bias = torch.nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+    return one
+
+
+def _turned(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Heads turned to their positions; `heads`: shape (rows, tokens, heads, width), `cos`, `sin`: without heads."""
+    half = heads.shape[-1] // 2
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    turned = heads * cos
+    turned[..., :half].addcmul_(heads[..., half:], sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(heads[..., :half], sin[..., half:])
+    return turned
+
+
+@cache
+def _decoder_layer() -> Any:
+    import torch
+
+    class DecoderLayer(torch.nn.Module):
+        """LLaMA's decoder layer, what goes past each half added in the half's last product."""
+
+        def __init__(self, layer: Any):
+            super().__init__()
+            self.self_attn, self.mlp = layer.self_attn, layer.mlp
+            self.input_layernorm, self.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
+
+        def forward(self, hidden_states: torch.Tensor, **options: Any) -> torch.Tensor:
+            normed = self.input_layernorm(hidden_states)
+            states, _ = self.self_attn(hidden_states=normed, residual=hidden_states, **options)
+            found: torch.Tensor = self.mlp(self.post_attention_layernorm(states), states)
+            return found
+
+    return DecoderLayer
 
 
 @cache
@@ -174,3 +357,13 @@ def _rms_norm() -> Any:
             return found
 
     return RootMeanSquareNorm
+
+
+# What is looked for in a model, and what is put in its place.
+_EXCHANGES = (
+    (_is_gated, _gated_feed_forward),
+    (_is_activated, _activated),
+    (_is_attention, _attention),
+    (_is_rms_norm, _rms_norm),
+    (_is_decoder_layer, _decoder_layer),
+)
