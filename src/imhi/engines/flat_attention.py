@@ -183,13 +183,15 @@ class Step:
             self._masks[first, -1, window] = mask[:, None, None, :]
         return self._masks[first, -1, window]
 
-    def prompt_mask(self, first: int, last: int, copies: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """What to add to the scores of positions `first` to `last` of a prompt, shape (copies x positions, last)."""
+    def prompt_mask(
+        self, first: int, last: int, end: int, copies: int, window: int | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """What to add to the scores of positions `first` to `last` of a prompt, shape (copies x positions, end)."""
         import torch
 
         if (first, last, window) not in self._masks:
             rows = torch.arange(first, last, device=self.positions.device)[:, None]
-            self._masks[first, last, window] = _to_add(rows, last, window, dtype).repeat(copies, 1)
+            self._masks[first, last, window] = _to_add(rows, end, window, dtype).repeat(copies, 1)
         return self._masks[first, last, window]
 
 
@@ -300,11 +302,9 @@ def _segment(
     for slot in segment.slots:
         keys[slot, :, segment.start : end] = own_keys[0]
         values[slot, :, segment.start : end] = own_values[0]
-    if segment.start:
-        slot = segment.slots[0]
-        own_keys, own_values = keys[slot : slot + 1, :, :end], values[slot : slot + 1, :, :end]
     if query.device.type == "cpu" or segment.start or (window is not None and end > window):
-        return _in_blocks(flat, queries[0], own_keys, own_values, segment.start, scaling, window)
+        slot = slice(segment.slots[0], segment.slots[0] + 1)
+        return _in_blocks(flat, queries[0], keys[slot], values[slot], segment.start, scaling, window)
     states = scaled_dot_product_attention(
         queries, own_keys, own_values, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
@@ -323,7 +323,9 @@ def _in_blocks(
     """The same with a mask, block by block with the keys that a block sees.
 
     A CPU's kernel computes what a mask hides, a GPU's fast kernels take no mask with heads that share keys: queries of
-    such heads go one behind the other, as those of one head.
+    such heads go one behind the other, as those of one head.  `keys` and `values` are a whole slot's, of which a block
+    takes whole spans; blocks end at the same positions wherever a segment begins.  So a position's sums are the same
+    whether its beginning is read with it or was read before, for other rows too.
     """
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -332,13 +334,15 @@ def _in_blocks(
     shared = keys.shape[1]
     size = CPU_BLOCK if queries.device.type == "cpu" else GPU_BLOCK
     found = []
-    for first in range(0, tokens, size):
-        last = min(first + size, tokens)
-        end = start + last
-        block = queries[:, first:last].reshape(1, shared, -1, width)
-        mask = flat.prompt_mask(start + first, end, heads // shared, window, queries.dtype)
+    first = start
+    while first < start + tokens:
+        last = min((first // size + 1) * size, start + tokens)
+        end = min(rounded(last), keys.shape[2])
+        block = queries[:, first - start : last - start].reshape(1, shared, -1, width)
+        mask = flat.prompt_mask(first, last, end, heads // shared, window, queries.dtype)
         states = scaled_dot_product_attention(
             block, keys[:, :, :end], values[:, :, :end], attn_mask=mask, scale=scaling
         )
         found.append(states.reshape(heads, last - first, values.shape[3]).transpose(0, 1))
+        first = last
     return found[0] if len(found) == 1 else torch.cat(found)
