@@ -26,6 +26,7 @@ _TRIM_THRESHOLD = 1 << 30
 # Classes of transformers whose forward is known to be the formula that stands here.
 GATED = frozenset(["LlamaMLP", "MistralMLP", "Qwen2MLP"])
 ACTIVATED = frozenset(["BertIntermediate", "RobertaIntermediate"])
+ADDED = frozenset(["BertSelfOutput", "BertOutput", "RobertaSelfOutput", "RobertaOutput"])
 ATTENTIONS = frozenset(["LlamaAttention", "MistralAttention", "Qwen2Attention"])
 DECODER_LAYERS = frozenset(["LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"])
 RMS_NORMS = frozenset(["LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"])
@@ -106,6 +107,19 @@ def _is_activated(module: Any) -> bool:
         type(module).__name__ in ACTIVATED
         and type(module.intermediate_act_fn).__name__ == "GELUActivation"
         and type(module.dense) is torch.nn.Linear
+    )
+
+
+def _is_added(module: Any) -> bool:
+    """Whether a module is the end of half a BERT layer: norm(dense(x) + what goes past the half)."""
+    import torch
+
+    names = {name for name, _ in module.named_children()}
+    return (
+        type(module).__name__ in ADDED
+        and names == {"dense", "LayerNorm", "dropout"}
+        and type(module.dense) is torch.nn.Linear
+        and type(module.LayerNorm) is torch.nn.LayerNorm
     )
 
 
@@ -224,6 +238,26 @@ def _activated() -> Any:
             return found
 
     return ActivatedLinear
+
+
+@cache
+def _added() -> Any:
+    import torch
+
+    packed = _packed_linear()
+
+    class AddedLinear(torch.nn.Module):
+        """norm(dense(x) + what goes past it), the sum taken in the product."""
+
+        def __init__(self, layer: Any):
+            super().__init__()
+            self.dense, self.LayerNorm = packed(layer.dense), layer.LayerNorm
+
+        def forward(self, inputs: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.LayerNorm(self.dense(inputs, residual))
+            return found
+
+    return AddedLinear
 
 
 @cache
@@ -363,6 +397,7 @@ def _rms_norm() -> Any:
 _EXCHANGES = (
     (_is_gated, _gated_feed_forward),
     (_is_activated, _activated),
+    (_is_added, _added),
     (_is_attention, _attention),
     (_is_rms_norm, _rms_norm),
     (_is_decoder_layer, _decoder_layer),
