@@ -27,8 +27,8 @@ FLOORS = (
     {"data", "checkpoints", "fetch"},
     {"engines", "labelers", "metrics", "audit"},
     {"runs", "labelling", "scoring", "generation", "rule_labelling", "asking", "demo", "training"},
-    {"results", "humans"},
-    {"comparison", "regression", "report", "pipeline"},
+    {"results", "humans", "exclusions", "measures"},
+    {"comparable", "comparison", "regression", "report", "pipeline"},
     {"commands", "cli"},
 )
 HEAVY = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from imhi.audit import post_key
 from imhi.benchmark import DATASETS, SUITES, Dataset
-from imhi.data import DataRoot, ResponseFile, load_suite, read_responses, read_table, response_files, sha256_of
+from imhi.data import (
+    DataRoot,
+    ResponseFile,
+    load_suite,
+    read_responses,
+    read_table,
+    resolve_data_root,
+    response_files,
+    sha256_of,
+)
 from imhi.errors import UserError
 from imhi.labelers.rules import label_by_rule
 from imhi.labelling import CLEAR_LABEL, CONFIDENCE, UNCLEAR, labels_of, read_record
@@ -28,11 +38,23 @@ from imhi.scoring import TARGETS, explanation_of, read_row_values, read_scores, 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["RULE", "Column", "DatasetResults", "Labels", "RunResults", "labels_folder", "read_results"]
+__all__ = [
+    "RULE",
+    "UNRECORDED",
+    "Column",
+    "DatasetResults",
+    "Labels",
+    "RunResults",
+    "data_root_of",
+    "labels_folder",
+    "read_results",
+]
 
 RULE = "rule"
 CLASSIFIER = "classifier"
 LABELS_RECORD = "labels.json"
+# The definition of labels that no record says the origin of.
+UNRECORDED = "a labels column"
 
 
 @dataclass(frozen=True)
@@ -186,6 +208,7 @@ class RunResults:
     manifest : of a run of this toolkit; None for any other folder.
     labels_folder : where the classifier's labels were read, None without any.
     data_root : where the posts were looked up; None: nowhere.
+    suite : the ``--test_dataset`` whose rows these are; None where that is not known.
     cautions : one line each, what a reader of the figures must know (stale scores left aside, posts not found, ...).
     """
 
@@ -195,6 +218,7 @@ class RunResults:
     manifest: dict[str, Any] | None = None
     labels_folder: Path | None = None
     data_root: DataRoot | None = None
+    suite: str | None = None
     cautions: tuple[str, ...] = ()
 
     @property
@@ -226,6 +250,20 @@ def labels_folder(folder: Path) -> Path | None:
     beside = folder.resolve()
     candidates = (folder / "labels", beside.with_name(beside.name + "-labels"))
     return next((path for path in candidates if path.is_dir() and any(path.glob("*.csv"))), None)
+
+
+def data_root_of(folder: Path, given: str | None) -> DataRoot | None:
+    """Where a run's posts are: ``--data_root``, else the folder that the run recorded, else ``$IMHI_DATA``, else nowhere.
+
+    Answers are matched to test files by their gold texts, so a root of other data does no harm.
+    """
+    if given is not None:
+        return resolve_data_root(given)
+    manifest = (read_manifest(folder) if (folder / JOURNAL).exists() else None) or {}
+    recorded = manifest.get("data_root", {}).get("path")
+    if recorded and (Path(recorded) / "test_data").is_dir():
+        return DataRoot(Path(recorded), "as the run recorded")
+    return resolve_data_root(None) if os.environ.get("IMHI_DATA") else None
 
 
 def read_results(
@@ -268,12 +306,15 @@ def read_results(
                 new_tokens=[record.new_tokens for record in told],
             )
         read[name] = one
+    configuration = (manifest or {}).get("configuration", {})
+    suite = configuration.get("test_dataset")
     if data_root is not None:
-        read, unknown = _with_posts(read, data_root, (manifest or {}).get("configuration", {}))
+        read, unknown, suites = _with_posts(read, data_root, configuration)
+        suite = suite or (suites.pop() if len(suites) == 1 else None)
         if unknown:
             cautions.append(f"posts not found in {data_root.path}: {', '.join(unknown)} (other gold texts there)")
     name = folder.resolve().name
-    return RunResults(folder, name, read, manifest, labelled, data_root, tuple(cautions))
+    return RunResults(folder, name, read, manifest, labelled, data_root, suite, tuple(cautions))
 
 
 def _read_one(
@@ -324,7 +365,7 @@ def _classifier_labels(
         confidence = [_number(path, at, cell) for at, cell in enumerate(table.column(CONFIDENCE))]
     if CLEAR_LABEL in table.columns:
         clear = [cell.strip() != UNCLEAR for cell in table.column(CLEAR_LABEL)]
-    text = json.dumps(definition, sort_keys=True) if definition else "a labels column"
+    text = json.dumps(definition, sort_keys=True) if definition else UNRECORDED
     return Labels(CLASSIFIER, labels_of(source), confidence, clear, text)
 
 
@@ -382,21 +423,22 @@ def _texts_of(response: ResponseFile, target: str) -> tuple[list[str], list[str]
 
 def _with_posts(
     read: dict[str, DatasetResults], root: DataRoot, configuration: Mapping[str, Any]
-) -> tuple[dict[str, DatasetResults], list[str]]:
-    """The same with queries and posts, and the names of the datasets whose rows stand in no test file here.
+) -> tuple[dict[str, DatasetResults], list[str], set[str]]:
+    """The same with queries and posts, the names of the datasets whose rows stand in no test file here, and the suites.
 
     A run says which suite and which files its rows come from; the answers of any other folder are matched by their
     gold texts, a folder of the first rows of a file included.
     """
     named = configuration.get("test_dataset")
     digests = configuration.get("data_files", {})
-    found = {}
+    found: dict[str, DatasetResults] = {}
+    suites: set[str] = set()
     for suite in [named] if named in SUITES else list(SUITES):
         try:
             loaded = load_suite(root, suite)
         except UserError:
             if suite == named:
-                return read, list(read)
+                return read, list(read), suites
             continue  # a data root may hold one suite only
         by_dataset: dict[str, list[tuple[str, str]]] = {}
         for row in loaded.rows:
@@ -408,5 +450,6 @@ def _with_posts(
                 same = digests[name] == "sha256:" + sha256_of(loaded.files[name])
             if same and name not in found:
                 queries = [query for query, _ in rows]
+                suites.add(suite)
                 found[name] = replace(one, queries=queries, posts=[post_key(query) for query in queries])
-    return {**read, **found}, [name for name in read if name not in found]
+    return {**read, **found}, [name for name in read if name not in found], suites

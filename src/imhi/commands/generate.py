@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imhi.benchmark import SUITES
 from imhi.commands import (
@@ -16,6 +18,9 @@ from imhi.commands import (
 from imhi.engines import BATCHING
 from imhi.errors import UserError
 
+if TYPE_CHECKING:
+    from imhi.generation import GenerationRequest
+
 DESCRIPTION = (
     "Generate a response to every item of the IMHI benchmark; killed or interrupted, the same command goes on."
 )
@@ -28,14 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="name of the run (a folder under model_output/), or a path with a slash",
     )
+    parser.add_argument(
+        "--rule_calculate", action="store_true", help="label the answers by rule and print accuracy and F1"
+    )
+    add_generation_arguments(parser)
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags that say which rows are answered, and how; `generation_request` reads them."""
     parser.add_argument("--test_dataset", choices=list(SUITES), default="IMHI", help="which test files (default IMHI)")
     add_datasets_argument(parser)
     parser.add_argument("--limit", type=positive, help="at most this many rows a dataset, from the top")
     parser.add_argument(
         "--data_root", help="folder in the published layout (default $IMHI_DATA, else made-up sample rows)"
-    )
-    parser.add_argument(
-        "--rule_calculate", action="store_true", help="label the answers by rule and print accuracy and F1"
     )
     add_device_arguments(parser)
     parser.add_argument(
@@ -59,43 +69,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="discard an earlier run in the same folder")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def generation_request(arguments: argparse.Namespace, output: Path) -> GenerationRequest:
+    """What the flags ask for; raises UserError where they contradict each other."""
     decoding = decoding_from(arguments)
     if arguments.deterministic and arguments.batch_size not in (None, 1):
         raise UserError(f"--deterministic takes every row by itself; leave --batch_size {arguments.batch_size} out")
     if arguments.max_errors < 0:
         raise UserError("--max_errors must be 0 (stop at the first failed row) or more")
     from imhi.data import parse_dataset_names
-    from imhi.generation import GenerationRequest, generate_responses
+    from imhi.generation import GenerationRequest
+
+    return GenerationRequest(
+        output=output,
+        model=arguments.model_path,
+        lora_path=arguments.lora_path,
+        llama=arguments.llama,
+        suite=arguments.test_dataset,
+        datasets=parse_dataset_names(arguments.datasets),
+        limit=arguments.limit,
+        data_root=arguments.data_root,
+        cuda=arguments.cuda,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        batch_size=arguments.batch_size,
+        batching=arguments.batching,
+        deterministic=arguments.deterministic,
+        decoding=decoding,
+        max_errors=arguments.max_errors,
+        overwrite=arguments.overwrite,
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from imhi.runs import run_folder
+
+    request = generation_request(arguments, run_folder(arguments.model_output_path))
+    from imhi.generation import generate_responses
     from imhi.labelling import earlier_figures
     from imhi.rule_labelling import SOURCE, label_folder_by_rules, rule_table
-    from imhi.runs import run_folder
     from imhi.talk import say, show
 
     if arguments.rule_calculate and not arguments.overwrite:
         # Before the long work: what would stop the comparison behind it.
-        earlier_figures(run_folder(arguments.model_output_path), source=SOURCE)
-    outcome = generate_responses(
-        GenerationRequest(
-            output=run_folder(arguments.model_output_path),
-            model=arguments.model_path,
-            lora_path=arguments.lora_path,
-            llama=arguments.llama,
-            suite=arguments.test_dataset,
-            datasets=parse_dataset_names(arguments.datasets),
-            limit=arguments.limit,
-            data_root=arguments.data_root,
-            cuda=arguments.cuda,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            batch_size=arguments.batch_size,
-            batching=arguments.batching,
-            deterministic=arguments.deterministic,
-            decoding=decoding,
-            max_errors=arguments.max_errors,
-            overwrite=arguments.overwrite,
-        )
-    )
+        earlier_figures(request.output, source=SOURCE)
+    outcome = generate_responses(request)
     if arguments.rule_calculate:
         folder = outcome.folder
         show(rule_table(label_folder_by_rules(folder, datasets=outcome.datasets, published_results=True)))

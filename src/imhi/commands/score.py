@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 
 from imhi.commands import add_datasets_argument, add_device_arguments, positive
 from imhi.errors import UserError
@@ -27,12 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="metric (default bart_score, as published; GPT3_score is not available yet)",
     )
     add_datasets_argument(parser)
-    parser.add_argument(
-        "--target",
-        choices=["response", "explanation"],
-        default="response",
-        help="compare whole texts (default, as published) or the parts after 'Reasoning:'",
-    )
     add_device_arguments(parser, dtype="float32 on the CPU, auto on a GPU")
     # What stands above is what the help says; None leaves the choice to the device.
     parser.set_defaults(dtype=None)
@@ -40,6 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch_size", type=positive, help="texts or pairs a batch at most (default: as many as suit the metric)"
     )
     parser.add_argument("--overwrite", action="store_true", help="compute values again that are there already")
+    add_metric_arguments(parser)
+
+
+def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags that say what is compared, and with which models; `metric_options` reads the latter."""
+    parser.add_argument(
+        "--target",
+        choices=["response", "explanation"],
+        default="response",
+        help="compare whole texts (default, as published) or the parts after 'Reasoning:'",
+    )
     bert = parser.add_argument_group("bert_score")
     bert.add_argument("--bert_model", help="folder or hub id (default embedded:minilm)")
     bert.add_argument(
@@ -72,7 +78,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     folder = find_run(arguments.gen_dir_name, flag="--gen_dir_name")
     chosen = METHODS if arguments.score_method == "all" else (arguments.score_method,)
-    options = _options(arguments, chosen)
+    from imhi.devices import pick_device
+
+    device = pick_device(cuda=arguments.cuda, device=arguments.device)
+    shared: dict[str, object] = {
+        "device": device,
+        "dtype": arguments.dtype or ("float32" if device == "cpu" else "auto"),
+    }
+    if arguments.batch_size:
+        shared["batch_size"] = arguments.batch_size
+    options = metric_options(arguments, chosen, shared)
     # Making a metric checks what it needs: all of them before the first value.
     metrics = [make(**options.get(name, {})) for name, make in METRICS.items() if name in chosen]
     results = score_folder(
@@ -86,8 +101,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _options(arguments: argparse.Namespace, chosen: tuple[str, ...]) -> dict[str, dict[str, object]]:
-    """Constructor arguments per metric; a flag of a metric that was not chosen is an error, not ignored."""
+def metric_options(
+    arguments: argparse.Namespace, chosen: Sequence[str], shared: Mapping[str, object]
+) -> dict[str, dict[str, object]]:
+    """Constructor arguments per metric, those of `shared` for every model; a flag of a metric that was not chosen is an error."""
     given = {
         name: [flag for flag in flags if getattr(arguments, flag)]
         for name, flags in (
@@ -97,14 +114,7 @@ def _options(arguments: argparse.Namespace, chosen: tuple[str, ...]) -> dict[str
     }
     for name, flags in given.items():
         if flags and name not in chosen:
-            raise UserError(f"--{flags[0]} has no effect on --score_method {arguments.score_method}; leave it out")
-    from imhi.devices import pick_device
-
-    device = pick_device(cuda=arguments.cuda, device=arguments.device)
-    dtype = arguments.dtype or ("float32" if device == "cpu" else "auto")
-    shared: dict[str, object] = {"device": device, "dtype": dtype}
-    if arguments.batch_size:
-        shared["batch_size"] = arguments.batch_size
+            raise UserError(f"--{flags[0]} has no effect on --score_method {' '.join(chosen)}; leave it out")
     return {
         "bert_score": {
             **shared,

@@ -303,8 +303,8 @@ def _segment(
         keys[slot, :, segment.start : end] = own_keys[0]
         values[slot, :, segment.start : end] = own_values[0]
     if query.device.type == "cpu" or segment.start or (window is not None and end > window):
-        slot = slice(segment.slots[0], segment.slots[0] + 1)
-        return _in_blocks(flat, queries[0], keys[slot], values[slot], segment.start, scaling, window)
+        own = slice(segment.slots[0], segment.slots[0] + 1)
+        return _in_blocks(flat, queries[0], keys[own], values[own], segment.start, scaling, window)
     states = scaled_dot_product_attention(
         queries, own_keys, own_values, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )

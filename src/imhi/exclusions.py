@@ -1,0 +1,108 @@
+"""Test rows that a reader may want left out of the figures: posts that stand in training files, and posts asked twice.
+
+Both are facts of the released files (``imhi data check`` lists them); leaving the rows out changes what a figure is of,
+so it is asked for by name and said beside the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from imhi.audit import leaked_rows, overlaps, shared_rows
+from imhi.benchmark import DATASETS
+from imhi.errors import UserError
+from imhi.results import RunResults
+
+__all__ = ["REASONS", "Exclusions", "find_exclusions"]
+
+# Reason → what it means, in words for people.
+REASONS = {
+    "leaked": "the post stands in a training file",
+    "shared": "the post stands in another test set, before this one in the table of datasets",
+    "repeated": "the same prompt stands earlier in the same test set",
+}
+
+
+@dataclass(frozen=True)
+class Exclusions:
+    """Rows of one suite to leave out.
+
+    Attributes
+    ----------
+    rows : reason, a key of `REASONS` → dataset → 0-based positions in the test file; a row stands under its first reason.
+    """
+
+    rows: Mapping[str, Mapping[str, Collection[int]]]
+
+    def of(self, results: RunResults) -> dict[str, dict[str, int]]:
+        """Reason → dataset → how many of a run's rows it concerns, those of none left out."""
+        counts: dict[str, dict[str, int]] = {}
+        for reason, by_dataset in self.rows.items():
+            for name, one in results.datasets.items():
+                concerned = len(frozenset(by_dataset.get(name, ())) & frozenset(one.index))
+                if concerned:
+                    counts.setdefault(reason, {})[name] = concerned
+        return counts
+
+    def applied(self, results: RunResults) -> RunResults:
+        """The run without these rows; UserError where a dataset has no other row."""
+        gone: dict[str, set[int]] = {}
+        for by_dataset in self.rows.values():
+            for name, positions in by_dataset.items():
+                gone.setdefault(name, set()).update(positions)
+        return results.without(gone)
+
+
+def find_exclusions(results: RunResults, *, drop_leaked: bool = False, dedup_posts: bool = False) -> Exclusions:
+    """The rows of a run's suite to leave out.
+
+    Parameters
+    ----------
+    drop_leaked : rows whose post stands in a training file of the data root.
+    dedup_posts : rows whose post stands in a test set before their own (the table's order), and rows whose prompt stands
+        earlier in their own set.  Several questions about one post, as MultiWD asks, stay.
+
+    Raises
+    ------
+    UserError
+        Where the test files that the rows come from are not at hand.
+    """
+    if not (drop_leaked or dedup_posts):
+        return Exclusions({})
+    flag = "--drop_leaked" if drop_leaked else "--dedup_posts"
+    root, suite = results.data_root, results.suite
+    unknown = [name for name, one in results.datasets.items() if one.queries is None]
+    if root is None or suite is None or unknown:
+        which = f" of {', '.join(unknown)}" if unknown else ""
+        raise UserError(
+            f"{flag}: the posts{which} behind the answers in {results.folder} are not known; "
+            "give the data root that they were generated from with --data_root"
+        )
+    found: dict[str, dict[str, set[int]]] = {}
+    seen: dict[str, set[int]] = {}
+
+    def take(reason: str, name: str, positions: Collection[int]) -> None:
+        fresh = set(positions) - seen.setdefault(name, set())
+        if fresh:
+            found.setdefault(reason, {})[name] = fresh
+            seen[name] |= fresh
+
+    between = overlaps(root)
+    if drop_leaked:
+        for name, rows in leaked_rows(between, suite).items():
+            take("leaked", name, rows.keys())
+    if dedup_posts:
+        place = {name: at for at, name in enumerate(DATASETS)}
+        for name, shared in shared_rows(between, suite).items():
+            take("shared", name, [at for at, sets in shared.items() if any(place[one] < place[name] for one in sets)])
+        for name, one in results.datasets.items():
+            queries = one.queries or []
+            first: dict[str, int] = {}
+            repeated = [
+                index
+                for index, query in zip(one.index, queries, strict=True)
+                if first.setdefault(query, index) != index
+            ]
+            take("repeated", name, repeated)
+    return Exclusions(found)
