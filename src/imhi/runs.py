@@ -253,6 +253,8 @@ class Run:
             "correctness.json",
             "results.txt",
             "scores.json",
+            "pipeline.json",
+            *(f"report.{kind}" for kind in ("html", "md", "tex", "json")),
             *(f"{name}.csv" for name in DATASETS),
         ]
         names += [f"scores/{name}.csv" for name in DATASETS]

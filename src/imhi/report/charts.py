@@ -144,7 +144,7 @@ def histogram(lengths: Lengths) -> Histogram:
         f"Answer lengths in words: median {lengths.answer_words[0]:.0f}, maximum {lengths.answer_words[2]:.0f}; "
         f"gold: median {lengths.gold_words[0]:.0f}, maximum {lengths.gold_words[2]:.0f}"
     )
-    y_ticks = [Tick(y(rows), f"{rows:,}") for rows in _round_ticks(most, 3)]
+    y_ticks = [Tick(y(rows), f"{rows:,}") for rows in _round_ticks(most, 4)]
     return Histogram(width, height, left, right, base, bars, path + f"V{base}Z", x_ticks, y_ticks, label)
 
 

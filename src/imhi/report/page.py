@@ -41,7 +41,9 @@ def page(report: Report, runs: Sequence[RunResults]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, bounds=bounds, score=score, count=count, score_bounds=score_bounds)
+    environment.filters.update(
+        percent=percent, bounds=bounds, score=score, count=count, many=many, score_bounds=score_bounds
+    )
     return environment.get_template("page.html.j2").render(
         report=report,
         by=BY,
@@ -82,6 +84,11 @@ def score(value: float) -> str:
 
 def score_bounds(interval: Interval) -> str:
     return f"[{interval.low:.3f}, {interval.high:.3f}]".replace("-", "−")
+
+
+def many(value: int, what: str) -> str:
+    """A number of things: "1 row", "2,113 rows"."""
+    return f"{value:,} {what}{'' if value == 1 else 's'}"
 
 
 def count(value: int | None) -> str:
