@@ -185,7 +185,7 @@ def test_dropped_rows_are_told_beside_the_audit(folder, tmp_path):
     report = make_report([run], audit=audit_data(run.data_root), dropped=dropped, resamples=10)
     (html, *_) = write_report(report, [run], tmp_path)
     text = re.sub(r"\s+", " ", html.read_text(encoding="utf-8"))
-    assert "left out of all figures here, post in a training file: DR 4." in text
+    assert "Left out of all figures here, post in a training file: DR 4." in text
     assert report.runs[0].figures.datasets["DR"].counts.rows == 36
 
 
