@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from imhi.benchmark import DATASETS, gold_answer, query
+from imhi.cli import main
 from imhi.data import GOLD_COLUMN, QUERY_COLUMN, DataRoot, load_suite, write_table
 from imhi.errors import UserError
 from imhi.exclusions import find_exclusions
@@ -56,6 +57,18 @@ def test_each_row_is_left_out_for_its_first_reason(root: DataRoot, tmp_path: Pat
     kept = both.applied(results)
     assert {name: one.index for name, one in kept.datasets.items()} == {"DR": [0, 1], "loneliness": [1]}
     assert kept.datasets["DR"].correctness().n == 2
+
+
+def test_two_runs_are_compared_without_the_same_rows(
+    root: DataRoot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(answered(root, tmp_path / name).folder) for name in ("a", "b")]
+    command = ["compare", *folders, "--data_root", str(root.path), "--resamples", "50"]
+    assert main([*command, "--drop_leaked", "--dedup_posts"]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("1 rows left out, the post stands in a training file (DR 1)") == 2
+    lines = [line.split() for line in told.out.splitlines() if line.startswith("DR ")]
+    assert {words[1] for words in lines} == {"2"} and len(lines) >= 3
 
 
 def test_unknown_posts_are_an_error_and_no_empty_exclusion(root: DataRoot, tmp_path: Path) -> None:

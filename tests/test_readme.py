@@ -74,6 +74,35 @@ def test_the_pipeline_of_the_readme_runs(tmp_path, tiny_llama, monkeypatch):
     assert len(pd.read_csv(run / "scores" / "SAD.csv")) == len(labelled) == 10
 
 
+def test_the_commands_about_results_run(tmp_path, tiny_llama, monkeypatch, capsys):
+    """`imhi run`, and what the README says can be done with its folder."""
+    monkeypatch.delenv("IMHI_DATA", raising=False)
+    run, other = tmp_path / "one", tmp_path / "other"
+    small = ["--max_new_tokens", "8", "--limit", "2", "--datasets", "DR", "SAD"]
+    found = {words[1]: words for words in readme_commands() if words[0] == "imhi"}
+    for folder in (run, other):
+        replaced = {
+            "--cuda": [],
+            "klyang/MentaLLaMA-chat-7B-hf": [str(tiny_llama), "--model_output_path", f"{folder}", *small],
+        }
+        assert run_command(found["run"], replaced) == 0
+    replaced = {
+        "RUN": [f"{run}"],
+        "[RUN": ["--out"],
+        "...]": [f"{tmp_path / 'report'}"],
+        "RUN_A": [f"{run}"],
+        "RUN_B": [f"{other}"],
+        "FILE.json": [f"{tmp_path / 'baseline.json'}"],
+        "DIR": [f"{tmp_path / 'humans'}"],
+    }
+    assert run_command(found["report"], replaced) == 0
+    assert (tmp_path / "report" / "report.html").exists()
+    assert run_command(found["compare"], replaced) == 0
+    assert run_command([*found["check"], "--update"], replaced) == 0
+    assert run_command(found["check"], replaced) == 0
+    assert run_command(found["humans"], replaced) == 0
+
+
 def readme_table() -> dict[str, list[str]]:
     """The first command of each row of the README's table of models, as words."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -131,7 +160,8 @@ def test_fetch_and_check_of_the_readme_run(tmp_path, real_data, monkeypatch, cap
 def test_flags_named_in_the_readme_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     helps = ""
-    for command in ("generate", "label", "score", "ask", "demo", "data fetch", "data check", "train labelers"):
+    commands = ("run", "generate", "label", "score", "report", "compare", "check", "humans")
+    for command in (*commands, "ask", "demo", "data fetch", "data check", "train labelers"):
         done = subprocess.run(
             [sys.executable, "-m", "imhi.cli", *command.split(), "--help"], capture_output=True, text=True, check=True
         )

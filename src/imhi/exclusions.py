@@ -13,8 +13,9 @@ from imhi.audit import leaked_rows, overlaps, shared_rows
 from imhi.benchmark import DATASETS
 from imhi.errors import UserError
 from imhi.results import RunResults
+from imhi.talk import say
 
-__all__ = ["REASONS", "Exclusions", "find_exclusions"]
+__all__ = ["REASONS", "Exclusions", "find_exclusions", "leave_out"]
 
 # Reason → what it means, in words for people.
 REASONS = {
@@ -106,3 +107,15 @@ def find_exclusions(results: RunResults, *, drop_leaked: bool = False, dedup_pos
             ]
             take("repeated", name, repeated)
     return Exclusions(found)
+
+
+def leave_out(
+    results: RunResults, *, drop_leaked: bool = False, dedup_posts: bool = False
+) -> tuple[RunResults, dict[str, dict[str, int]]]:
+    """The run without the rows of `find_exclusions`, and reason, in words → dataset → how many those were; says so."""
+    exclusions = find_exclusions(results, drop_leaked=drop_leaked, dedup_posts=dedup_posts)
+    counts = {REASONS[reason]: by_dataset for reason, by_dataset in exclusions.of(results).items()}
+    for reason, by_dataset in counts.items():
+        listed = ", ".join(f"{name} {rows}" for name, rows in by_dataset.items())
+        say(f"{results.name}: {sum(by_dataset.values())} rows left out, {reason} ({listed})")
+    return exclusions.applied(results), counts

@@ -18,7 +18,7 @@ from imhi.benchmark import DATASETS
 from imhi.data import DataRoot, response_files, sha256_of, write_text_atomically
 from imhi.devices import pick_device, pick_dtype
 from imhi.errors import UserError
-from imhi.exclusions import REASONS, find_exclusions
+from imhi.exclusions import leave_out
 from imhi.generation import GenerationRequest, generate_responses
 from imhi.labelling import (
     correctness_table,
@@ -174,13 +174,9 @@ def make_run_report(runs: Sequence[RunResults], out: Path, options: ReportOption
 
     kept, dropped = [], []
     for results in runs:
-        exclusions = find_exclusions(results, drop_leaked=options.drop_leaked, dedup_posts=options.dedup_posts)
-        counts = exclusions.of(results)
-        for reason, by_dataset in counts.items():
-            listed = ", ".join(f"{name} {rows}" for name, rows in by_dataset.items())
-            say(f"{results.name}: {sum(by_dataset.values())} rows left out, {REASONS[reason]} ({listed})")
-        kept.append(exclusions.applied(results))
-        dropped.append({REASONS[reason]: by_dataset for reason, by_dataset in counts.items()})
+        rest, counts = leave_out(results, drop_leaked=options.drop_leaked, dedup_posts=options.dedup_posts)
+        kept.append(rest)
+        dropped.append(counts)
     roots = {each.data_root.path.resolve(): each.data_root for each in runs if each.data_root is not None}
     if len(roots) > 1:
         say("the runs' data roots differ, so none is audited in the report; --data_root names one for all")

@@ -17,6 +17,7 @@ from imhi.errors import UserError, run_main
 __all__ = [
     "add_datasets_argument",
     "add_device_arguments",
+    "add_exclusion_arguments",
     "add_model_arguments",
     "add_sampling_arguments",
     "decoding_from",
@@ -72,6 +73,16 @@ def add_device_arguments(parser: argparse.ArgumentParser, *, dtype: str = "auto"
         choices=DTYPES,
         default=dtype,
         help=f"number format (default {dtype}; auto: bfloat16 where the hardware has it, else float32)",
+    )
+
+
+def add_exclusion_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Flags that leave rows out of the figures; `imhi.exclusions.leave_out` takes them."""
+    parser.add_argument("--drop_leaked", action="store_true", help="leave out rows whose post stands in a training file")
+    parser.add_argument(
+        "--dedup_posts",
+        action="store_true",
+        help="leave out rows whose post stands in a test set before theirs, and prompts that repeat",
     )
 
 

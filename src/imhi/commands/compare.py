@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from imhi.commands import add_datasets_argument, positive
+from imhi.commands import add_datasets_argument, add_exclusion_arguments, positive
 from imhi.errors import UserError
 
 DESCRIPTION = (
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the posts are looked up: rows on one post are drawn together\n"
         "(default: the folder that each run recorded, else $IMHI_DATA, else every row counts by itself)",
     )
+    add_exclusion_arguments(parser)
     parser.add_argument("--out", metavar="FILE.json", help="write everything there, every flipped row included")
     parser.add_argument(
         "--include_answers", action="store_true", help="with --out: the answers of flipped rows, which quote posts"
@@ -59,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from imhi.comparison import compare_runs, comparison_table
     from imhi.data import parse_dataset_names, write_text_atomically
+    from imhi.exclusions import leave_out
     from imhi.results import data_root_of, read_results
     from imhi.runs import find_run
     from imhi.talk import say, show
@@ -69,14 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
         (arguments.b, arguments.labels_b, "b"),
     ):
         folder = find_run(name, flag=flag.upper())
-        runs.append(
-            read_results(
-                folder,
-                labels=find_run(labels, flag=f"--labels_{flag}") if labels else None,
-                datasets=parse_dataset_names(arguments.datasets),
-                data_root=data_root_of(folder, arguments.data_root),
-            )
+        results = read_results(
+            folder,
+            labels=find_run(labels, flag=f"--labels_{flag}") if labels else None,
+            datasets=parse_dataset_names(arguments.datasets),
+            data_root=data_root_of(folder, arguments.data_root),
         )
+        rest, _ = leave_out(results, drop_leaked=arguments.drop_leaked, dedup_posts=arguments.dedup_posts)
+        runs.append(rest)
     found = compare_runs(
         *runs,
         metrics=arguments.metrics,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imhi.commands import add_datasets_argument, positive
+from imhi.commands import add_datasets_argument, add_exclusion_arguments, positive
 from imhi.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,14 +40,7 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     """Flags that say what a report holds and which rows its figures are of."""
     report = parser.add_argument_group("report")
     report.add_argument("--include_posts", action="store_true", help="put the posts into the page; mind where it goes")
-    report.add_argument(
-        "--drop_leaked", action="store_true", help="leave out rows whose post stands in a training file"
-    )
-    report.add_argument(
-        "--dedup_posts",
-        action="store_true",
-        help="leave out rows whose post stands in a test set before theirs, and prompts that repeat",
-    )
+    add_exclusion_arguments(report)
     report.add_argument("--resamples", type=positive, default=2000, help="bootstrap resamples (default 2000)")
 
 
