@@ -43,8 +43,19 @@ MARKER = "Reasoning:"
 
 # What the toolkit itself puts beside response files; not worth a word as stray.
 OWN_NAMES = frozenset(
-    [SCORES, ROWS_FOLDER, "manifest.json", "responses.jsonl", "correctness.json", "results.txt", "labels", ".lock"]
-    + ["report.html", "report.md", "report.tex", "report.json", "pipeline.json"]
+    [
+        *(
+            SCORES,
+            ROWS_FOLDER,
+            "manifest.json",
+            "responses.jsonl",
+            "correctness.json",
+            "results.txt",
+            "labels",
+            ".lock",
+        ),
+        *("report.html", "report.md", "report.tex", "report.json", "pipeline.json"),
+    ]
 )
 
 # dataset → metric → entry of scores.json

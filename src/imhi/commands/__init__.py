@@ -78,7 +78,9 @@ def add_device_arguments(parser: argparse.ArgumentParser, *, dtype: str = "auto"
 
 def add_exclusion_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Flags that leave rows out of the figures; `imhi.exclusions.leave_out` takes them."""
-    parser.add_argument("--drop_leaked", action="store_true", help="leave out rows whose post stands in a training file")
+    parser.add_argument(
+        "--drop_leaked", action="store_true", help="leave out rows whose post stands in a training file"
+    )
     parser.add_argument(
         "--dedup_posts",
         action="store_true",

@@ -9,7 +9,7 @@ from pathlib import Path
 from imhi.commands import add_model_arguments
 from imhi.commands.generate import add_generation_arguments, generation_request
 from imhi.commands.report import add_report_options, report_options
-from imhi.commands.score import METHODS, add_metric_arguments, metric_options
+from imhi.commands.score import METHODS, OWN_METHODS, add_metric_arguments, metric_options
 from imhi.errors import UserError
 
 DESCRIPTION = (
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stages.add_argument(
         "--score_method",
         nargs="+",
-        choices=METHODS,
+        choices=[*METHODS, *OWN_METHODS],
         help="metrics (default bleu rouge bert_score, and bart_score where a --bart_ flag is given)",
     )
     add_metric_arguments(parser)

@@ -9,12 +9,14 @@ from imhi.commands import add_datasets_argument, add_device_arguments, positive
 from imhi.errors import UserError
 
 DESCRIPTION = (
-    "Score generated responses against the gold responses: BART-score, BERTScore, BLEU, ROUGE.\n"
+    "Score generated responses against the gold responses: BART-score, BERTScore, BLEU, ROUGE, coverage.\n"
     "Writes scores.json and scores/DATASET.csv (a value per row) into the folder; values that are there already,\n"
     "of the same signature and texts, are kept."
 )
 
 METHODS = ("bart_score", "bert_score", "bleu", "rouge")
+# Metrics of this toolkit's own, which "all" leaves out: docs/human-agreement.md.
+OWN_METHODS = ("coverage", "info_gain")
 # Accepted names of a method that is not here yet.
 GPT_SCORE = ("GPT3_score", "gpt_score")
 
@@ -23,9 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gen_dir_name", required=True, help="name of a run under model_output/, or a folder")
     parser.add_argument(
         "--score_method",
-        choices=[*METHODS, "all", *GPT_SCORE],
+        choices=[*METHODS, *OWN_METHODS, "all", *GPT_SCORE],
         default="bart_score",
-        help="metric (default bart_score, as published; GPT3_score is not available yet)",
+        help="metric (default bart_score, as published; all: the published four; coverage, info_gain: how much of the\n"
+        "gold comes back in the answer; GPT3_score is not available yet)",
     )
     add_datasets_argument(parser)
     add_device_arguments(parser, dtype="float32 on the CPU, auto on a GPU")
@@ -116,6 +119,7 @@ def metric_options(
         if flags and name not in chosen:
             raise UserError(f"--{flags[0]} has no effect on --score_method {' '.join(chosen)}; leave it out")
     return {
+        **{name: dict(shared) for name in OWN_METHODS},
         "bert_score": {
             **shared,
             "model": arguments.bert_model or "embedded:minilm",

@@ -35,12 +35,26 @@ def _bart_score(**options: Any) -> Metric:
     return BartScore(**options)
 
 
+def _info_gain(**options: Any) -> Metric:
+    from imhi.metrics.information import InformationGain
+
+    return InformationGain(**options)
+
+
+def _coverage(**options: Any) -> Metric:
+    from imhi.metrics.coverage import Coverage
+
+    return Coverage(**options)
+
+
 # Name (``--score_method``) → constructor, in the order in which "all" runs them: cheapest first.
 METRICS: dict[str, Callable[..., Metric]] = {
     "bleu": _bleu,
     "rouge": _rouge,
     "bert_score": _bert_score,
     "bart_score": _bart_score,
+    "coverage": _coverage,
+    "info_gain": _info_gain,
 }
 
 
