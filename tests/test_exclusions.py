@@ -10,7 +10,7 @@ from imhi.benchmark import DATASETS, gold_answer, query
 from imhi.cli import main
 from imhi.data import GOLD_COLUMN, QUERY_COLUMN, DataRoot, load_suite, write_table
 from imhi.errors import UserError
-from imhi.exclusions import find_exclusions
+from imhi.exclusions import REASONS, find_exclusions, leave_out
 from imhi.results import RunResults, read_results
 
 
@@ -53,7 +53,7 @@ def test_each_row_is_left_out_for_its_first_reason(root: DataRoot, tmp_path: Pat
     assert leaked.of(results) == {"leaked": {"DR": 1}}
     assert leaked.applied(results).datasets["DR"].index == [0, 1, 3]
     both = find_exclusions(results, drop_leaked=True, dedup_posts=True)
-    assert both.of(results) == {"leaked": {"DR": 1}, "repeated": {"DR": 1}, "shared": {"loneliness": 1}}
+    assert both.of(results) == {"leaked": {"DR": 1}, "shared": {"loneliness": 1}, "repeated": {"DR": 1}}
     kept = both.applied(results)
     assert {name: one.index for name, one in kept.datasets.items()} == {"DR": [0, 1], "loneliness": [1]}
     assert kept.datasets["DR"].correctness().n == 2
@@ -77,11 +77,32 @@ def test_unknown_posts_are_an_error_and_no_empty_exclusion(root: DataRoot, tmp_p
         find_exclusions(read_results(known.folder), dedup_posts=True)
 
 
-def test_a_dataset_without_a_row_left_is_an_error(root: DataRoot, tmp_path: Path) -> None:
+def test_a_dataset_without_a_row_left_is_left_out(
+    root: DataRoot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table(root.path, "train_data/instruction_data/DR/train.csv", "DR", "in both sets", "only here")
+    rest, counts = leave_out(answered(root, tmp_path / "run"), drop_leaked=True)
+    assert list(rest.datasets) == ["DR"] and counts == {REASONS["leaked"]: {"DR": 1, "loneliness": 2}}
+    assert "no row is left of loneliness" in capsys.readouterr().err
+    table(
+        root.path,
+        "train_data/instruction_data/DR/train.csv",
+        "DR",
+        "in both sets",
+        "only here",
+        "first",
+        "learned from",
+    )
+    with pytest.raises(UserError, match="no row is left"):
+        leave_out(answered(root, tmp_path / "again"), drop_leaked=True)
+
+
+def test_no_training_file_is_no_proof_of_no_leak(root: DataRoot, tmp_path: Path) -> None:
     results = answered(root, tmp_path / "run")
-    with pytest.raises(UserError, match="no row of loneliness is left"):
-        find_exclusions(results, drop_leaked=True).applied(results)
+    (root.path / "train_data/instruction_data/DR/train.csv").unlink()
+    with pytest.raises(UserError, match=r"--drop_leaked: .* has no training files"):
+        find_exclusions(results, drop_leaked=True)
+    assert find_exclusions(results, dedup_posts=True).of(results)["repeated"] == {"DR": 1}
 
 
 def test_real_rows_that_are_left_out(real_data: Path, tmp_path: Path) -> None:

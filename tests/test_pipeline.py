@@ -117,3 +117,32 @@ def test_a_stage_without_its_inputs_is_refused(
 )
 def test_a_run_is_named_after_what_ran(model: str | None, lora: str | None, suite: str, name: str) -> None:
     assert default_name(model, lora, suite) == name
+
+
+def test_flags_that_a_later_stage_cannot_honour_are_refused(
+    tiny_llama: Path, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tiny_llama, done, "--from", "report", "--overwrite")) == 2
+    assert "--overwrite discards the responses" in capsys.readouterr().err
+    assert main(command(tiny_llama, done, "--from", "report", "--test_dataset", "expert")) == 2
+    assert "holds answers to IMHI, not to expert" in capsys.readouterr().err
+
+
+def test_changed_data_make_a_new_report(tiny_llama: Path, done: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for top in ("test_data", "train_data"):
+        shutil.copytree(samples_root() / top, root / top)
+    assert main(command(tiny_llama, done, "--data_root", str(root))) == 0
+    before = times(done)
+    assert main(command(tiny_llama, done, "--data_root", str(root))) == 0 and "report.html" not in changed(before, done)
+    train = next((root / "train_data").rglob("*.csv"))
+    train.write_bytes(train.read_bytes() + train.read_bytes().splitlines(keepends=True)[1])
+    assert main(command(tiny_llama, done, "--data_root", str(root))) == 0
+    assert "report.html" in changed(before, done)
+
+
+def test_labels_changed_by_hand_are_not_taken_for_the_classifiers(tiny_llama: Path, done: Path) -> None:
+    path = done / "labels" / "DR.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("0.", "0.1", 1), encoding="utf-8")
+    assert main(["report", str(done), "--data_root", str(samples_root())]) == 0
+    assert "changed since labels.json" in (done / "report.md").read_text(encoding="utf-8")

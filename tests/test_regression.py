@@ -14,6 +14,7 @@ import pytest
 
 from imhi import __version__
 from imhi.benchmark import DATASETS
+from imhi.cli import main
 from imhi.commands import run_script
 from imhi.data import write_table
 from imhi.errors import UserError
@@ -340,10 +341,21 @@ def test_a_broken_example_fails(tmp_path):
     write_table(
         results.path, ("goldens", "generated_text", "labels"), zip(results.goldens, answers, spoken, strict=True)
     )
-    assert check(folder, EXAMPLES / "smollm2-chat.baseline.json") == 2  # its BERTScore is of other answers
+    assert check(folder, EXAMPLES / "smollm2-chat.baseline.json") == 2  # its BERTScore and labels are of other answers
     document = read_baseline(EXAMPLES / "smollm2-chat.baseline.json")
     for entry in document["datasets"].values():
-        entry["figures"] = {key: figure for key, figure in entry["figures"].items() if not key.startswith("bert_")}
+        entry["figures"] = {
+            key: figure for key, figure in entry["figures"].items() if not key.startswith(("bert_", "classifier_"))
+        }
     found = check_run(read(folder), document)
     assert {moved.dataset for moved in found.regressions} == {"dreaddit"}
     assert found.exit_status == 1
+
+
+@pytest.mark.parametrize("content", ['{"format": "imhi-baseline-1"}', '{"format": "imhi-baseline-1", "datasets": {}}'])
+def test_a_damaged_baseline_is_no_pass_and_no_regression(tmp_path, capsys, content):
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text(content, encoding="utf-8")
+    folder = Path(__file__).parents[1] / "examples" / "smollm2-chat"
+    assert main(["check", str(folder), "--baseline", str(baseline)]) == 2
+    assert "damaged" in capsys.readouterr().err

@@ -119,6 +119,7 @@ def test_labels_by_classifier_from_the_usual_places(folder, tmp_path, place):
         clear_label=["yes", "unclear", "no", "yes", "no"],
     )
     record = {"datasets": {"DR": {"key": {"input_sha256": sha256_of(folder / "DR.csv"), "labeler": "adapter"}}}}
+    record["datasets"]["DR"]["output_sha256"] = sha256_of(labelled / "DR.csv")
     (labelled / "labels.json").write_text(json.dumps(record), encoding="utf-8")
     run = read_results(folder)
     labels = run.datasets["DR"].labels[CLASSIFIER]
@@ -233,8 +234,19 @@ def test_a_run_without_some_rows_is_that_of_the_others(tmp_path):
 
 
 def test_a_run_without_any_row_is_refused(folder):
-    with pytest.raises(UserError, match="no row of DR is left"):
+    with pytest.raises(UserError, match="no row is left"):
         read_results(folder).without({"DR": range(5)})
+
+
+def test_labels_edited_after_they_were_recorded_are_left_aside(folder, tmp_path):
+    labelled = write(tmp_path / "run" / "labels", labels=["yes", "no", "no", "yes", "no"])
+    record = {"datasets": {"DR": {"key": {}, "output_sha256": "of what stood there"}}}
+    (labelled / "labels.json").write_text(json.dumps(record), encoding="utf-8")
+    run = read_results(folder)
+    assert CLASSIFIER not in run.datasets["DR"].labels
+    assert any("changed since labels.json" in caution for caution in run.cautions)
+    with pytest.raises(UserError, match=r"changed since labels\.json"):
+        read_results(folder, labels=labelled)
 
 
 # --- posts ------------------------------------------------------------------------------------------------------------

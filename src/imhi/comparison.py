@@ -5,8 +5,8 @@ A difference is the second run's figure minus the first's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from imhi.benchmark import DATASETS
@@ -80,6 +80,7 @@ class Comparison:
     flips : labeller's source → dataset → rows.
     refused : one line each, a figure that was not compared and why.
     cautions : one line each, what a reader must know.
+    left_out : reason → dataset → rows that were left out of both runs before.
     """
 
     first: str
@@ -94,6 +95,7 @@ class Comparison:
     flips: dict[str, dict[str, list[Flip]]]
     refused: tuple[str, ...]
     cautions: tuple[str, ...]
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON; without the resamples."""
@@ -131,6 +133,7 @@ class Comparison:
             },
             "refused": list(self.refused),
             "cautions": list(self.cautions),
+            "left_out": {reason: dict(rows) for reason, rows in self.left_out.items()},
         }
 
 
@@ -314,6 +317,10 @@ def comparison_table(comparison: Comparison) -> str:
         "what single rows (or posts) add to it",
         *(f"not compared: {reason}" for reason in comparison.refused),
         *(f"note: {caution}" for caution in comparison.cautions),
+        *(
+            f"left out of both, {reason}: {', '.join(f'{name} {count}' for name, count in rows.items()) or 'no row'}"
+            for reason, rows in comparison.left_out.items()
+        ),
     ]
     return "\n\n".join([*parts, "\n".join(notes)])
 

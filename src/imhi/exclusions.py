@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from imhi.audit import leaked_rows, overlaps, shared_rows
+from imhi.audit import TRAIN_FOLDERS, leaked_rows, overlaps, shared_rows
 from imhi.benchmark import DATASETS
 from imhi.errors import UserError
 from imhi.results import RunResults
@@ -37,17 +37,17 @@ class Exclusions:
     rows: Mapping[str, Mapping[str, Collection[int]]]
 
     def of(self, results: RunResults) -> dict[str, dict[str, int]]:
-        """Reason → dataset → how many of a run's rows it concerns, those of none left out."""
-        counts: dict[str, dict[str, int]] = {}
+        """Reason → dataset → how many of a run's rows it concerns; a reason that was looked for stands here with {}."""
+        counts: dict[str, dict[str, int]] = {reason: {} for reason in self.rows}
         for reason, by_dataset in self.rows.items():
             for name, one in results.datasets.items():
                 concerned = len(frozenset(by_dataset.get(name, ())) & frozenset(one.index))
                 if concerned:
-                    counts.setdefault(reason, {})[name] = concerned
+                    counts[reason][name] = concerned
         return counts
 
     def applied(self, results: RunResults) -> RunResults:
-        """The run without these rows; UserError where a dataset has no other row."""
+        """The run without these rows; a dataset without another row is left out, UserError where all are."""
         gone: dict[str, set[int]] = {}
         for by_dataset in self.rows.values():
             for name, positions in by_dataset.items():
@@ -67,7 +67,7 @@ def find_exclusions(results: RunResults, *, drop_leaked: bool = False, dedup_pos
     Raises
     ------
     UserError
-        Where the test files that the rows come from are not at hand.
+        Where the test files that the rows come from are not at hand, or no training file is.
     """
     if not (drop_leaked or dedup_posts):
         return Exclusions({})
@@ -80,13 +80,16 @@ def find_exclusions(results: RunResults, *, drop_leaked: bool = False, dedup_pos
             f"{flag}: the posts{which} behind the answers in {results.folder} are not known; "
             "give the data root that they were generated from with --data_root"
         )
-    found: dict[str, dict[str, set[int]]] = {}
+    if drop_leaked and not any(any((root.path / folder).rglob("*.csv")) for folder in TRAIN_FOLDERS.values()):
+        raise UserError(f"--drop_leaked: {root.path} has no training files, so that nothing can be said to be leaked")
+    asked = [*(["leaked"] if drop_leaked else []), *(["shared", "repeated"] if dedup_posts else [])]
+    found: dict[str, dict[str, set[int]]] = {reason: {} for reason in asked}
     seen: dict[str, set[int]] = {}
 
     def take(reason: str, name: str, positions: Collection[int]) -> None:
         fresh = set(positions) - seen.setdefault(name, set())
         if fresh:
-            found.setdefault(reason, {})[name] = fresh
+            found[reason][name] = fresh
             seen[name] |= fresh
 
     between = overlaps(root)
@@ -116,6 +119,9 @@ def leave_out(
     exclusions = find_exclusions(results, drop_leaked=drop_leaked, dedup_posts=dedup_posts)
     counts = {REASONS[reason]: by_dataset for reason, by_dataset in exclusions.of(results).items()}
     for reason, by_dataset in counts.items():
-        listed = ", ".join(f"{name} {rows}" for name, rows in by_dataset.items())
+        listed = ", ".join(f"{name} {rows}" for name, rows in by_dataset.items()) or "none"
         say(f"{results.name}: {sum(by_dataset.values())} rows left out, {reason} ({listed})")
-    return exclusions.applied(results), counts
+    rest = exclusions.applied(results)
+    if gone := [name for name in results.datasets if name not in rest.datasets]:
+        say(f"{results.name}: no row is left of {', '.join(gone)}, which the figures are therefore without")
+    return rest, counts

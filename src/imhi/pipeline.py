@@ -33,6 +33,7 @@ from imhi.metrics.base import Metric, digest_of
 from imhi.report import FILES, make_report, write_report
 from imhi.results import RunResults, data_root_of, read_results
 from imhi.rule_labelling import SOURCE, label_folder_by_rules, rule_table
+from imhi.runs import read_manifest
 from imhi.scoring import score_folder, score_table
 from imhi.talk import say, show
 
@@ -94,6 +95,14 @@ def run_pipeline(request: PipelineRequest) -> str | None:
             f"--from {request.first} --to {request.last}: nothing lies between them; --to is the later stage"
         )
     folder = request.generation.output
+    if request.first != "generate":
+        if request.generation.overwrite:
+            raise UserError(
+                f"--overwrite discards the responses, which --from {request.first} keeps; leave one of them out"
+            )
+        suite = (read_manifest(folder) or {}).get("configuration", {}).get("test_dataset", request.generation.suite)
+        if suite != request.generation.suite:
+            raise UserError(f"{folder} holds answers to {suite}, not to {request.generation.suite} (--test_dataset)")
     complaint = None
     work = {"label": _label, "score": _score, "report": _report}
     for number, stage in enumerate(request.stages, start=1):
@@ -201,6 +210,8 @@ def _inputs(results: RunResults, options: ReportOptions) -> str:
         "options": asdict(options),
         "run": [results.configuration, manifest.get("counts"), manifest.get("data_root")],
         "cautions": results.cautions,
+        # The audit and the rows that are left out follow from these.
+        "data": None if results.data_root is None else _data_files(results.data_root.path),
         "datasets": {
             name: [
                 one.rows_digest,
@@ -214,6 +225,13 @@ def _inputs(results: RunResults, options: ReportOptions) -> str:
         },
     }
     return digest_of(content)
+
+
+def _data_files(root: Path) -> dict[str, str]:
+    """The digests of a data root's tables, by path."""
+    tops = ("test_data", "train_data", "human_evaluation")
+    paths = sorted(path for top in tops for path in (root / top).rglob("*.csv"))
+    return {path.relative_to(root).as_posix(): sha256_of(path) for path in paths}
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -141,7 +141,19 @@ def read_baseline(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not readable as JSON ({error}); give another file, or remove it") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UserError(f"{path}: not a baseline of this toolkit ({FORMAT}); give another file")
-    for name, entry in document["datasets"].items():
+    datasets: Any = document.get("datasets")
+    try:
+        whole = bool(datasets) and all(
+            entry.keys() >= {"rows", "rows_digest", "figures"}
+            and bool(entry["figures"])
+            and all(figure.keys() >= {"definition", "versions"} for figure in entry["figures"].values())
+            for entry in datasets.values()
+        )
+    except (AttributeError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: damaged, it lacks rows, figures or their definitions; remove it and --update anew")
+    for name, entry in datasets.items():
         for key, figure in entry["figures"].items():
             numbers = [figure.get("value"), figure.get("standard_error")]
             if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):

@@ -233,15 +233,16 @@ class RunResults:
     def without(self, dropped: Mapping[str, Collection[int]]) -> RunResults:
         """The run without the rows at these positions of the test files (dataset → positions).
 
-        Raises UserError where no row of a dataset would be left.
+        A dataset with no row left is left out.  Raises UserError where that is all of them.
         """
         kept = {}
         for name, results in self.datasets.items():
             gone = frozenset(dropped.get(name, ()))
             positions = [at for at, index in enumerate(results.index) if index not in gone]
-            if not positions:
-                raise UserError(f"{results.path}: no row of {name} is left once the rows to drop are dropped")
-            kept[name] = results.only(positions) if len(positions) < len(results) else results
+            if positions:
+                kept[name] = results.only(positions) if len(positions) < len(results) else results
+        if not kept:
+            raise UserError(f"{self.folder}: no row is left once the rows to leave out are left out")
         return replace(self, datasets=kept)
 
 
@@ -298,8 +299,8 @@ def read_results(
         response = read_responses(DATASETS[name], path)
         one = _read_one(response, folder, labelled, explicit=labels is not None, cautions=cautions)
         records = [completions.get(f"{name}/{index}") for index in one.index] if completions else []
-        if records and all(record is not None for record in records):
-            told = [record for record in records if record is not None]
+        told = [record for record in records if record is not None]
+        if told and [record.text for record in told] == one.answers:
             one = replace(
                 one,
                 finish=["error" if record.error is not None else record.finish_reason for record in told],
@@ -358,7 +359,16 @@ def _classifier_labels(
     table = read_table(path)
     record = path.parent / LABELS_RECORD
     # A published file has no record: its labels are defined by themselves.
-    key = read_record(record)["datasets"].get(name, {}).get("key", {}) if record.exists() else {}
+    entry = read_record(record)["datasets"].get(name, {}) if record.exists() else {}
+    if entry and sha256_of(path) != entry.get("output_sha256"):
+        problem = (
+            f"{path}: changed since {record.name} beside it was written; label that folder again, or remove that record"
+        )
+        if explicit:
+            raise UserError(problem)
+        cautions.append(f"labels by classifier left aside: {problem}")
+        return None
+    key = entry.get("key", {})
     definition = {part: value for part, value in key.items() if part != "input_sha256"}
     confidence = clear = None
     if CONFIDENCE in table.columns:
@@ -371,9 +381,12 @@ def _classifier_labels(
 
 def _number(path: Path, row: int, cell: str) -> float:
     try:
-        return float(cell)
+        number = float(cell)
     except ValueError:
-        raise UserError(f"{path}, row {row + 1}: {CONFIDENCE} is {cell[:40]!r}; expected a number 0-1") from None
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise UserError(f"{path}, row {row + 1}: {CONFIDENCE} is {cell[:40]!r}; expected a number 0-1")
+    return number
 
 
 def _scores(folder: Path, response: ResponseFile, cautions: list[str]) -> dict[str, Column]:

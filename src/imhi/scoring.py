@@ -107,7 +107,17 @@ def read_scores(folder: Path) -> dict[str, Entries]:
         raise UserError(f"{path}: not readable as JSON ({error}); remove it and score again") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UserError(f"{path}: not a score file of this toolkit ({FORMAT}); move it away and score again")
-    return document["scores"]
+    scores: Any = document.get("scores")
+    needed = {"values", "texts", "row_values", "signature", "range", "note"}
+    try:
+        whole = all(
+            needed <= entry.keys() for kind in scores.values() for found in kind.values() for entry in found.values()
+        )
+    except AttributeError:
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: damaged, an entry lacks what every score has; move it away and score again")
+    return scores
 
 
 def score_folder(

@@ -229,7 +229,7 @@ def test_rows_left_out_by_flag_are_told(tmp_path):
     ("flags", "complaint"),
     [
         (["--labels", "a", "b"], "--labels: 2 folders for 1 runs"),
-        (["--labels", "nowhere"], "no labels of DR"),
+        (["--labels", "nowhere"], "--labels: no such folder"),
         (["--datasets", "CAMS"], "no file for CAMS"),
         (["--data_root", "nowhere"], "--data_root: no folder nowhere"),
         (["--out", "FILE"], "is a file"),

@@ -7,11 +7,13 @@ from dataclasses import asdict
 import pytest
 from report_runs import Row, random_rows, save_run
 
-from imhi.benchmark import DATASETS
+from imhi.audit import audit_data
+from imhi.benchmark import DATASETS, query
 from imhi.data import DataRoot, samples_root, write_table
 from imhi.engines import Decoding
+from imhi.report.data_facts import data_facts
 from imhi.report.figures import figures_of
-from imhi.report.setting import differences, facts_of, notices_of
+from imhi.report.setting import differences, facts_of, notices_about_data, notices_of
 from imhi.results import read_results
 
 
@@ -109,3 +111,14 @@ def test_the_expert_rows_are_not_measured_against_the_test_sets(tmp_path):
     configuration = {"test_dataset": "expert"}
     save_run(tmp_path / "run", {"SAD": random_rows("SAD", 35)}, configuration=configuration, score=False)
     assert "Not the whole benchmark" not in titles(tmp_path / "run")
+
+
+def test_test_files_that_are_not_the_published_ones_are_named(tmp_path):
+    table = tmp_path / "test_data" / "test_instruction" / "DR.csv"
+    table.parent.mkdir(parents=True)
+    gold = f"{DATASETS['DR'].labels[0].instruction} Reasoning: a."
+    write_table(table, ("query", "gpt-3.5-turbo"), [(query(DATASETS["DR"], "instruction", "a post"), gold)])
+    (notice,) = notices_about_data(data_facts(audit_data(DataRoot(tmp_path, "given"))))
+    assert notice.title == "Other test data" and "DR (differs)" in notice.text
+    assert notices_about_data(data_facts(audit_data(DataRoot(samples_root(), "default")))) == []
+    assert notices_about_data(None) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from imhi.commands import add_datasets_argument, add_exclusion_arguments, positive
@@ -52,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.level < 1:
         raise UserError(f"--level {arguments.level:g}: expected a share between 0 and 1, such as 0.95")
+    if arguments.resamples < 10:
+        raise UserError(f"--resamples {arguments.resamples}: too few for an interval; give 1000 or more")
     if arguments.seed < 0:
         raise UserError(f"--seed {arguments.seed}: expected 0 or more")
     if arguments.include_answers and not arguments.out:
@@ -65,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from imhi.runs import find_run
     from imhi.talk import say, show
 
-    runs = []
+    runs, left_out = [], []
     for name, labels, flag in (
         (arguments.a, arguments.labels_a, "a"),
         (arguments.b, arguments.labels_b, "b"),
@@ -77,8 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
             datasets=parse_dataset_names(arguments.datasets),
             data_root=data_root_of(folder, arguments.data_root),
         )
-        rest, _ = leave_out(results, drop_leaked=arguments.drop_leaked, dedup_posts=arguments.dedup_posts)
+        rest, counts = leave_out(results, drop_leaked=arguments.drop_leaked, dedup_posts=arguments.dedup_posts)
         runs.append(rest)
+        left_out.append(counts)
     found = compare_runs(
         *runs,
         metrics=arguments.metrics,
@@ -87,6 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
         level=arguments.level,
         include_answers=arguments.include_answers,
     )
+    # The runs have the same rows, or they would have been refused.
+    found = replace(found, left_out=left_out[0])
     show(comparison_table(found))
     if arguments.out:
         out = Path(arguments.out).expanduser()

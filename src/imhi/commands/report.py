@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from imhi.pipeline import make_run_report, read_for_report
     from imhi.results import data_root_of
 
-    labels: list[Path | None] = [Path(name).expanduser() for name in arguments.labels]
+    labels: list[Path | None] = [find_run(name, flag="--labels") for name in arguments.labels]
     runs = [
         read_for_report(folder, labels=labelled, data_root=data_root_of(folder, arguments.data_root), datasets=datasets)
         for folder, labelled in zip(folders, labels or [None] * len(folders), strict=True)

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stages.add_argument(
         "--score_method",
         nargs="+",
-        choices=[*METHODS, *OWN_METHODS],
+        choices=[*METHODS, *OWN_METHODS, "all"],
         help="metrics (default bleu rouge bert_score, and bart_score where a --bart_ flag is given)",
     )
     add_metric_arguments(parser)
@@ -66,7 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     device = pick_device(cuda=arguments.cuda, device=arguments.device)
     bart = any((arguments.bart_model, arguments.bart_weights, arguments.bart_direction))
-    chosen = arguments.score_method or [*WITHOUT_A_CHECKPOINT, *(["bart_score"] if bart else [])]
+    asked = arguments.score_method or []
+    named = [*dict.fromkeys(name for one in asked for name in (METHODS if one == "all" else [one]))]
+    chosen = named or [*WITHOUT_A_CHECKPOINT, *(["bart_score"] if bart else [])]
     options = metric_options(arguments, chosen, {"device": device, "dtype": "float32" if device == "cpu" else "auto"})
     complaint = run_pipeline(
         PipelineRequest(

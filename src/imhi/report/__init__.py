@@ -17,7 +17,7 @@ from imhi.report.figures import figures_of, run_names
 from imhi.report.layout import Report, RunView, layout
 from imhi.report.page import page
 from imhi.report.published import PUBLISHED
-from imhi.report.setting import differences, facts_of, notices_of
+from imhi.report.setting import differences, facts_of, notices_about_data, notices_of
 from imhi.report.tables import latex, markdown
 from imhi.results import RunResults
 
@@ -55,13 +55,14 @@ def make_report(
         raise UserError(
             "--include_posts: the posts of these runs are not at hand; name their test files with --data_root"
         )
-    views = []
-    for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
-        figures = figures_of(run, name, resamples=resamples, dropped=dropped[number] if dropped else None)
-        views.append(RunView(figures, notices_of(run, figures), differences(run), facts_of(run)))
     datasets = {name for run in runs for name in run.datasets}
     suite = next((run.suite for run in runs if run.suite), "IMHI")
     facts = None if audit is None else data_facts(audit, suite, datasets)
+    views = []
+    for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
+        figures = figures_of(run, name, resamples=resamples, dropped=dropped[number] if dropped else None)
+        notices = [*notices_of(run, figures), *notices_about_data(facts)]
+        views.append(RunView(figures, notices, differences(run), facts_of(run)))
     return layout(views, facts, include_posts=include_posts)
 
 

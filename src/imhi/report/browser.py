@@ -87,5 +87,5 @@ def _rounded(values: Sequence[float] | None, digits: int) -> list[float] | None:
 
 def packed(data: Any) -> str:
     """`data` as base64 of gzipped JSON: letters, digits, ``+/=``, safe inside any element of a page."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode("ascii")

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from imhi.benchmark import DATASETS
+from imhi.report.data_facts import DataFacts
 from imhi.report.figures import RunFigures
 from imhi.results import CLASSIFIER, RunResults
 
-__all__ = ["Difference", "Notice", "differences", "facts_of", "notices_of"]
+__all__ = ["Difference", "Notice", "differences", "facts_of", "notices_about_data", "notices_of"]
 
 PUBLISHED_DTYPE = "float32"
 PUBLISHED_MAX_LENGTH = 2048
+# Of sample rows another banner tells.
+AS_PUBLISHED = frozenset(["verified", "sample"])
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,17 @@ def notices_of(run: RunResults, figures: RunFigures) -> list[Notice]:
         *_about_dropped(figures),
         *(Notice("warning", "Read with care", caution) for caution in run.cautions),
     ]
+
+
+def notices_about_data(data: DataFacts | None) -> list[Notice]:
+    """A banner where test files are not the published ones, letter for letter; none without an audit."""
+    other = (
+        [f"{file.dataset} ({file.status})" for file in data.files if file.status not in AS_PUBLISHED] if data else []
+    )
+    if not other:
+        return []
+    text = f"These test files are not the published ones: {', '.join(other)}. Prompts or golds may differ."
+    return [Notice("warning", "Other test data", text)]
 
 
 def _about_rows(run: RunResults, figures: RunFigures) -> Iterator[Notice]:
