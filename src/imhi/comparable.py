@@ -94,7 +94,7 @@ def cautions_of(first: RunResults, second: RunResults, names: Sequence[str]) -> 
             found.append(f"only in {run.name}, left aside: {', '.join(alone)}")
         if run.manifest is None:
             found.append(f"{run.name}: no run of this toolkit; its prompts are taken to be those of its gold texts")
-        if _on_samples(run):
+        if run.on_samples:
             found.append(f"{run.name}: made-up sample rows, not the benchmark")
         failed = {name: (run.datasets[name].finish or []).count("error") for name in names}
         if any(failed.values()):
@@ -107,13 +107,6 @@ def cautions_of(first: RunResults, second: RunResults, names: Sequence[str]) -> 
     if any((first.datasets[name].posts or second.datasets[name].posts) is None for name in names):
         found.append("where posts are not at hand (--data_root), rows are taken as independent of each other")
     return found
-
-
-def _on_samples(run: RunResults) -> bool:
-    if run.manifest is not None:
-        return bool(run.manifest.get("data_root", {}).get("made_up_samples"))
-    found = any(results.posts for results in run.datasets.values())
-    return run.data_root is not None and run.data_root.is_samples and found
 
 
 def _settings_that_differ(first: RunResults, second: RunResults) -> list[str]:

@@ -1,7 +1,7 @@
-"""What makes a model run fast on a CPU: weights in oneDNN's own layout, and freed memory kept for the next batch.
+"""What makes a model run fast on a CPU: weights in oneDNN's own layout, fewer calls, freed memory kept for the next batch.
 
-Both keep the arithmetic: the same sums in the same number format, in oneDNN's order of summation; where an activation
-follows in the same call, it is taken before rounding instead of after.  On this layout a row's result does not depend
+All keep the arithmetic: the same sums in the same number format, in oneDNN's order of summation; where an activation or
+a sum follows in the same call, it is taken before rounding instead of after.  On this layout a row's result does not depend
 on how many rows stand beside it (tests/test_cpu.py), as it does in a plain matrix product.
 """
 

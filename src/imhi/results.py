@@ -227,6 +227,14 @@ class RunResults:
         return (self.manifest or {}).get("configuration", {})
 
     @property
+    def on_samples(self) -> bool:
+        """Whether the rows are the toolkit's made-up ones, by the manifest or because they stand in the sample files."""
+        if (self.manifest or {}).get("data_root", {}).get("made_up_samples"):
+            return True
+        found = any(results.queries is not None for results in self.datasets.values())
+        return self.data_root is not None and self.data_root.is_samples and found
+
+    @property
     def rows(self) -> int:
         return sum(len(results) for results in self.datasets.values())
 

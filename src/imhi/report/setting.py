@@ -91,7 +91,7 @@ def notices_about_data(data: DataFacts | None) -> list[Notice]:
 
 
 def _about_rows(run: RunResults, figures: RunFigures) -> Iterator[Notice]:
-    if is_samples(run):
+    if run.on_samples:
         yield Notice(
             "warning",
             "Sample rows",
@@ -117,14 +117,6 @@ def _about_rows(run: RunResults, figures: RunFigures) -> Iterator[Notice]:
             "Few rows",
             f"{', '.join(few)}: under 30 independent rows or posts. Intervals of so few are too narrow.",
         )
-
-
-def is_samples(run: RunResults) -> bool:
-    """Whether the rows are the toolkit's own made-up ones, by the manifest or because they stand in the sample files."""
-    if (run.manifest or {}).get("data_root", {}).get("made_up_samples"):
-        return True
-    found = any(results.queries is not None for results in run.datasets.values())
-    return run.data_root is not None and run.data_root.is_samples and found
 
 
 def _incomplete(figures: RunFigures) -> str:
