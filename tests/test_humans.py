@@ -375,3 +375,9 @@ def test_coverage_agrees_better_with_people_than_rouge_and_length(real):
 def test_every_annotated_row_has_a_gold_explanation(real):
     file = real["files"]["chatgpt_data"]
     assert (file["rows"], file["gold_rows"], file["gold_rows_test"], file["gold_rows_expert"]) == (121, 121, 121, 11)
+
+
+def test_a_file_for_a_folder_is_refused_before_the_work(tmp_path, capsys):
+    (tmp_path / "out").touch()
+    assert run_script("humans", ["--out", str(tmp_path / "out"), "nowhere.csv"]) == 2
+    assert "is a file; give a folder" in capsys.readouterr().err

@@ -60,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     from imhi.talk import say, show
 
     chosen = _chosen(arguments)
+    if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
+        raise UserError(f"--out: {arguments.out} is a file; give a folder")
     root = resolve_data_root(arguments.data_root)
     say(root.describe())
     annotated = read_annotations(arguments.files or annotation_files(root))
