@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from imhi.cli import main
 from imhi.commands import humans as command
 from imhi.data import DataRoot, read_table
 from imhi.errors import UserError
@@ -379,5 +380,5 @@ def test_every_annotated_row_has_a_gold_explanation(real):
 
 def test_a_file_for_a_folder_is_refused_before_the_work(tmp_path, capsys):
     (tmp_path / "out").touch()
-    assert run_script("humans", ["--out", str(tmp_path / "out"), "nowhere.csv"]) == 2
+    assert main(["humans", "--out", str(tmp_path / "out"), "nowhere.csv"]) == 2
     assert "is a file; give a folder" in capsys.readouterr().err
