@@ -34,6 +34,7 @@ __all__ = [
     "is_validation",
     "read_corpus",
     "stem_of",
+    "training_files",
 ]
 
 FOLDS = 5
@@ -147,7 +148,7 @@ def read_corpus(root: DataRoot) -> Corpus:
                 explained |= {_folded(row.explanation) for row in rows}
                 into.setdefault(name, rows)
     for below in TRAIN_FOLDERS.values():
-        for dataset, paths in _training_files(root.path / below):
+        for dataset, paths in training_files(root.path / below):
             if dataset.name in corpus.training:
                 continue
             rows = []
@@ -164,7 +165,7 @@ def read_corpus(root: DataRoot) -> Corpus:
     return corpus
 
 
-def _training_files(folder: Path) -> list[tuple[Dataset, list[Path]]]:
+def training_files(folder: Path) -> list[tuple[Dataset, list[Path]]]:
     if not folder.is_dir():
         return []
     named = [(dataset_named(child.name), child) for child in sorted(folder.iterdir()) if child.is_dir()]

@@ -1,0 +1,1 @@
+"""Responders: models that answer IMHI's questions, trained on the released answers."""
