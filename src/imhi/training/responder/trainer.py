@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +83,22 @@ def make_trainer(
     save_minutes : a checkpoint is written when so much time has passed since the last one.
     """
     import torch
+    from peft.helpers import disable_input_dtype_casting
     from transformers import Trainer, TrainerCallback
 
     def collator(batch: Sequence[Encoded]) -> dict[str, Any]:
         return collate(batch, pad=pad, kind=kind, head_weight=head_weight)
 
+    def uncast() -> Any:
+        # PEFT casts each layer's input to the float32 of its matrices, and autocast casts it back: time for nothing.
+        return disable_input_dtype_casting(model) if arguments.bf16 and hasattr(model, "peft_config") else nullcontext()
+
     class ResponderTrainer(Trainer):
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            logits = answer_logits(model, inputs, kind=kind)
+            with uncast():
+                logits = answer_logits(model, inputs, kind=kind)
             loss = answer_loss(logits, inputs["labels"], inputs["weights"])
             return (loss, {"logits": logits}) if return_outputs else loss
 
@@ -122,7 +129,7 @@ def make_trainer(
                     # A weight of 2 tells the head's tokens from the others.
                     made = collate(ordered[start : start + size], pad=pad, kind=kind, head_weight=2.0)
                     batch = self._prepare_inputs(made)
-                    with self.compute_loss_context_manager():
+                    with self.compute_loss_context_manager(), uncast():
                         logits = answer_logits(self.model, batch, kind=kind)
                     for name, weight in (("head", 2.0), ("explanation", 1.0)):
                         wanted = batch["weights"] == weight
