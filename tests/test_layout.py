@@ -25,9 +25,9 @@ FLOORS = (
         "agreement",
     },
     {"data", "checkpoints", "fetch"},
-    {"engines", "labelers", "metrics", "audit"},
+    {"engines", "labelers", "metrics", "audit", "shots"},
     {"runs", "labelling", "scoring", "generation", "rule_labelling", "asking", "demo", "training"},
-    {"results", "humans", "exclusions", "measures"},
+    {"rows", "kept", "results", "humans", "exclusions", "measures", "failures"},
     {"comparable", "comparison", "regression", "report", "pipeline"},
     {"commands", "cli"},
 )

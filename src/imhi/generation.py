@@ -11,13 +11,14 @@ from typing import Any
 
 from imhi.checkpoints import GeneratorSpec, load_generator, locate_generator
 from imhi.cpu import keep_freed_memory, pack_linears
-from imhi.data import LoadedSuite, load_suite, resolve_data_root, sha256_of
+from imhi.data import DataRoot, LoadedSuite, load_suite, resolve_data_root, sha256_of
 from imhi.devices import pick_device, pick_dtype
 from imhi.engines import Completion, Decoding, Engine, Prompt
 from imhi.engines.transformers_engine import TransformersEngine
 from imhi.errors import UserError
 from imhi.provenance import library_versions
 from imhi.runs import Run, open_run
+from imhi.shots import MADE_UP, DatasetShots, shots_of_datasets
 from imhi.talk import progress_bar, say
 
 __all__ = ["GenerationOutcome", "GenerationRequest", "generate_responses", "load_engine"]
@@ -25,7 +26,10 @@ __all__ = ["GenerationOutcome", "GenerationRequest", "generate_responses", "load
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to generate, with what, where to.  Paths and names as the user gave them."""
+    """What to generate, with what, where to.  Paths and names as the user gave them.
+
+    `shots` is the number of examples of every label before a prompt (`imhi.shots`), chosen by `shots_seed`.
+    """
 
     output: Path
     model: str | None = None
@@ -42,6 +46,8 @@ class GenerationRequest:
     batching: str | None = None
     deterministic: bool = False
     decoding: Decoding = field(default_factory=Decoding)
+    shots: int = 0
+    shots_seed: int = 0
     max_errors: int = 10
     overwrite: bool = False
 
@@ -106,7 +112,10 @@ def generate_responses(request: GenerationRequest) -> GenerationOutcome:
     suite = load_suite(root, request.suite, datasets=request.datasets, limit=request.limit)
     _say_rows(suite)
     spec = locate_generator(request.model, lora_path=request.lora_path, llama=request.llama)
-    configuration = _configuration(request, suite, spec, str(pick_dtype(request.dtype, device)))
+    shots = _choose_shots(root, suite, request)
+    if otherwise := spec.taught_otherwise(form=suite.form, chat_template=request.decoding.chat_template):
+        say(f"note: {spec.adapter_name or spec.name}: {otherwise}; its answers may be no use")
+    configuration = _configuration(request, suite, spec, str(pick_dtype(request.dtype, device)), shots)
     with open_run(request.output, configuration, overwrite=request.overwrite) as run:
         run.manifest["data_root"] = {"path": str(root.path), "source": root.source, "made_up_samples": root.is_samples}
         done = run.done
@@ -134,14 +143,22 @@ def generate_responses(request: GenerationRequest) -> GenerationOutcome:
                 batching=request.batching,
                 deterministic=request.deterministic,
             )
-            _generate_into(run, engine, suite, request, session)
+            prompts = [
+                Prompt(row.id, row.query, shots[row.dataset].before(row.query) if shots else ()) for row in suite.rows
+            ]
+            engine.check(prompts)
+            _generate_into(run, engine, suite, prompts, request, session)
         return GenerationOutcome(request.output, list(suite.files), len(suite.rows), run.failed)
 
 
 def _generate_into(
-    run: Run, engine: Engine, suite: LoadedSuite, request: GenerationRequest, session: dict[str, Any]
+    run: Run,
+    engine: Engine,
+    suite: LoadedSuite,
+    prompts: Sequence[Prompt],
+    request: GenerationRequest,
+    session: dict[str, Any],
 ) -> None:
-    prompts = [Prompt(row.id, row.query) for row in suite.rows]
     first = engine.prompt_token_ids(prompts[0])
     run.begin_session({**session, "engine": engine.describe()})
     run.manifest.setdefault("first_prompt", {"id": prompts[0].id, "token_ids": first})
@@ -198,7 +215,13 @@ def _rate(tokens: int, started: float) -> str:
     return f"{tokens / max(time.monotonic() - started, 1e-6):.0f} tokens/s"
 
 
-def _configuration(request: GenerationRequest, suite: LoadedSuite, spec: GeneratorSpec, dtype: str) -> dict[str, Any]:
+def _configuration(
+    request: GenerationRequest,
+    suite: LoadedSuite,
+    spec: GeneratorSpec,
+    dtype: str,
+    shots: Mapping[str, DatasetShots],
+) -> dict[str, Any]:
     """Everything that decides the responses.  Batch size, device and error limit are recorded per session instead."""
     return {
         "engine": TransformersEngine.name,
@@ -208,10 +231,29 @@ def _configuration(request: GenerationRequest, suite: LoadedSuite, spec: Generat
         **spec.identity(),
         "dtype": dtype.removeprefix("torch."),
         "decoding": asdict(request.decoding),
+        **({"shots": _shots_facts(request, shots)} if shots else {}),
         **({"deterministic": True} if request.deterministic else {}),
         # In whole batches, answers are drawn batch by batch.
         **({"batch_size": request.batch_size} if request.decoding.do_sample else {}),
     }
+
+
+def _shots_facts(request: GenerationRequest, shots: Mapping[str, DatasetShots]) -> dict[str, Any]:
+    return {
+        "per_label": request.shots,
+        "seed": request.shots_seed,
+        "datasets": {name: chosen.facts() for name, chosen in shots.items()},
+    }
+
+
+def _choose_shots(root: DataRoot, suite: LoadedSuite, request: GenerationRequest) -> dict[str, DatasetShots]:
+    if not request.shots:
+        return {}
+    shots = shots_of_datasets(root, suite.files, suite.form, request.shots, request.shots_seed)
+    say(f"before every prompt: {request.shots} of every label, from the training files (seed {request.shots_seed})")
+    if made_up := [name for name, chosen in shots.items() if chosen.are_made_up]:
+        say(f"no training files for {', '.join(made_up)} in this data root: examples are {MADE_UP} there")
+    return shots
 
 
 def _say_differences(sessions: list[dict[str, Any]], session: dict[str, Any]) -> None:

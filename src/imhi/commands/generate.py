@@ -64,6 +64,16 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_sampling_arguments(parser)
     parser.add_argument(
+        "--shots",
+        type=int,
+        default=0,
+        metavar="N",
+        help="show N worked examples of every label before each prompt, from the training files (default 0)",
+    )
+    parser.add_argument(
+        "--shots_seed", type=int, metavar="S", help="with --shots: another seed, other examples (default 0)"
+    )
+    parser.add_argument(
         "--max_errors", type=int, default=10, help="stop after more than this many failed rows (default 10)"
     )
     parser.add_argument("--overwrite", action="store_true", help="discard an earlier run in the same folder")
@@ -76,6 +86,12 @@ def generation_request(arguments: argparse.Namespace, output: Path) -> Generatio
         raise UserError(f"--deterministic takes every row by itself; leave --batch_size {arguments.batch_size} out")
     if arguments.max_errors < 0:
         raise UserError("--max_errors must be 0 (stop at the first failed row) or more")
+    if arguments.shots < 0:
+        raise UserError("--shots must be 0 (no examples) or more")
+    if arguments.shots_seed is not None and not arguments.shots:
+        raise UserError("--shots_seed has no effect without examples; add --shots")
+    if (arguments.shots_seed or 0) < 0:
+        raise UserError("--shots_seed must be 0 or more")
     from imhi.data import parse_dataset_names
     from imhi.generation import GenerationRequest
 
@@ -95,6 +111,8 @@ def generation_request(arguments: argparse.Namespace, output: Path) -> Generatio
         batching=arguments.batching,
         deterministic=arguments.deterministic,
         decoding=decoding,
+        shots=arguments.shots,
+        shots_seed=arguments.shots_seed or 0,
         max_errors=arguments.max_errors,
         overwrite=arguments.overwrite,
     )

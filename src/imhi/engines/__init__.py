@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["BATCHING", "Completion", "Decoding", "Engine", "OnStep", "Prompt"]
+__all__ = ["BATCHING", "Completion", "Decoding", "Engine", "OnStep", "Prompt", "Shot"]
 
 # How rows share the device: entering and leaving one by one, or in whole batches.
 BATCHING = ("in-flight", "buckets")
@@ -21,11 +21,20 @@ OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Shot:
+    """A worked example: a prompt as the benchmark words it, and its answer."""
+
+    query: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Prompt:
-    """A prompt as the benchmark words it, before any chat template, with the row's id."""
+    """A prompt as the benchmark words it, before any chat template, with the row's id and the examples before it."""
 
     id: str
     text: str
+    shots: tuple[Shot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,9 @@ class Engine(Protocol):
 
     def prompt_token_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that the model is given for a prompt."""
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raises UserError on prompts that the model could not be given as they are meant."""
 
     def complete(
         self, prompts: Sequence[Prompt], *, done: Collection[str] = (), on_step: OnStep | None = None

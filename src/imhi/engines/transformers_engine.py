@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from imhi.batching import plan_token_batches, run_split
@@ -95,22 +95,36 @@ class TransformersEngine:
     def prompt_token_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: raw text with the tokenizer's own special tokens, or its chat template.
 
-        A doubled beginning-of-sequence token is dropped, and so is an end-of-sequence token that a causal
-        model's tokenizer appends: the model would take the prompt for finished.
+        Examples before the prompt are turns of their own in a chat; in raw text, prompt and answer stand in one
+        paragraph, with an empty line after each.  A doubled beginning-of-sequence token is dropped, and so is an
+        end-of-sequence token that a causal model's tokenizer appends: the model would take the prompt for finished.
         """
         tokenizer = self.generator.tokenizer
         if self.decoding.chat_template:
-            message = [{"role": "user", "content": prompt.text}]
-            text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            text = tokenizer.apply_chat_template(_turns(prompt), add_generation_prompt=True, tokenize=False)
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
-            ids = tokenizer(prompt.text)["input_ids"]
+            ids = tokenizer(_raw_text(prompt))["input_ids"]
         while len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
             ids = ids[1:]
         closes_itself = self.generator.kind == "causal" and not self.decoding.chat_template
         if closes_itself and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]
         return ids
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raises UserError where examples take half or more of an encoder's positions: prompts are cut at the end."""
+        limit = self.generator.context
+        if self.generator.kind == "causal" or limit is None:
+            return
+        # One prompt of each set of examples is enough.
+        for prompt in {prompt.shots: prompt for prompt in prompts if prompt.shots}.values():
+            taken = len(self.prompt_token_ids(prompt)) - len(self.prompt_token_ids(replace(prompt, shots=())))
+            if 2 * taken >= limit:
+                raise UserError(
+                    f"--shots: the {len(prompt.shots)} examples before {prompt.id} take {taken} of this model's {limit} "
+                    "positions, and the prompt behind them would be cut; give fewer, or leave --shots out"
+                )
 
     def complete(
         self, prompts: Sequence[Prompt], *, done: Collection[str] = (), on_step: OnStep | None = None
@@ -327,3 +341,16 @@ class TransformersEngine:
             self._completion(prompt, row, new)
             for prompt, row, new in zip(prompts, encoded, output[:, start:].tolist(), strict=True)
         ]
+
+
+def _turns(prompt: Prompt) -> list[dict[str, str]]:
+    """The messages of a chat that ends with the prompt."""
+    pairs = [(("user", shot.query), ("assistant", shot.answer)) for shot in prompt.shots]
+    turns = [turn for pair in pairs for turn in pair] + [("user", prompt.text)]
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def _raw_text(prompt: Prompt) -> str:
+    # A prompt of the completion form ends in a space already.
+    before = [f"{shot.query}{'' if shot.query.endswith(' ') else ' '}{shot.answer}\n\n" for shot in prompt.shots]
+    return "".join(before) + prompt.text
