@@ -11,7 +11,21 @@ from imhi.errors import run_main
 
 __all__ = ["main"]
 
-COMMANDS = ("run", "generate", "label", "score", "report", "compare", "check", "humans", "ask", "data", "train", "demo")
+COMMANDS = (
+    "run",
+    "generate",
+    "label",
+    "score",
+    "report",
+    "compare",
+    "check",
+    "keep",
+    "humans",
+    "ask",
+    "data",
+    "train",
+    "demo",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -49,6 +49,11 @@ def _refuse_other_rows(first: RunResults, second: RunResults, name: str) -> None
                 f"{name}, row {one.index[at] + 1}: the {what} differs between {one.path} and {other.path}; "
                 f"both runs must answer the same test file (or leave {name} out with --datasets)"
             )
+    if not (one.has_texts and other.has_texts) and one.file_digest != other.file_digest:
+        raise UserError(
+            f"{name}: {one.path} and {other.path} are of other gold texts, by their digests; both runs must answer the "
+            f"same test file (or leave {name} out with --datasets)"
+        )
     files = [run.configuration.get("data_files", {}).get(name) for run in (first, second)]
     if None not in files and files[0] != files[1]:
         raise UserError(

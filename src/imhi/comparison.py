@@ -284,6 +284,7 @@ def _adjusted(lines: dict[str, Line]) -> dict[str, Line]:
 
 
 def _flips(one: DatasetResults, other: DatasetResults, source: str, include_answers: bool) -> list[Flip]:
+    texts = [results.texts("--include_answers writes")[0] for results in (one, other)] if include_answers else None
     flips = []
     for at, (gold, mine, theirs) in enumerate(
         zip(one.gold, one.labels[source].predicted, other.labels[source].predicted, strict=True)
@@ -291,7 +292,7 @@ def _flips(one: DatasetResults, other: DatasetResults, source: str, include_answ
         if mine == theirs:
             continue
         change = "gained" if theirs == gold else "lost" if mine == gold else "other"
-        answers = (one.answers[at], other.answers[at]) if include_answers else (None, None)
+        answers = (None, None) if texts is None else (texts[0][at], texts[1][at])
         flips.append(Flip(one.index[at], gold, mine or UNPARSED, theirs or UNPARSED, change, *answers))
     return flips
 

@@ -65,7 +65,7 @@ def _rescored(results: DatasetResults) -> DatasetResults:
     explained = any(column.target == "explanation" for column in results.scores.values())
     columns = {}
     for target in TARGETS if explained else TARGETS[:1]:
-        generated, golds = results.answers, results.goldens
+        generated, golds = results.texts("imhi check computes its figures from")
         if target == "explanation":
             generated, golds = ([explanation_of(text)[0] for text in texts] for texts in (generated, golds))
         for name in TEXT_METRICS:

@@ -1,6 +1,7 @@
 """A run read back as rows: answers, labels by rule and by classifier, scores; what report, compare and check stand on.
 
-Works on run folders of this toolkit and on any folder of ``goldens,generated_text[,labels]`` files.
+Works on run folders of this toolkit, on any folder of ``goldens,generated_text[,labels]`` files, and on runs that were
+kept without their texts (`imhi.kept`).
 """
 
 from __future__ import annotations
@@ -8,14 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imhi.audit import post_key
-from imhi.benchmark import DATASETS, SUITES, Dataset
+from imhi.benchmark import DATASETS, SUITES
 from imhi.data import (
     DataRoot,
     ResponseFile,
@@ -27,18 +27,17 @@ from imhi.data import (
     sha256_of,
 )
 from imhi.errors import UserError
+from imhi.kept import aspects_of, is_kept, read_kept
 from imhi.labelers.rules import label_by_rule
 from imhi.labelling import CLEAR_LABEL, CONFIDENCE, UNCLEAR, labels_of, read_record
 from imhi.metrics import summed_metric
-from imhi.metrics.base import digest_of, mean
-from imhi.metrics.correctness import Correctness, correctness
+from imhi.metrics.base import digest_of
+from imhi.rows import CLASSIFIER, RULE, UNRECORDED, Column, DatasetResults, Labels, RunResults
 from imhi.runs import JOURNAL, read_completions, read_manifest
 from imhi.scoring import TARGETS, explanation_of, read_row_values, read_scores, row_column
 
-if TYPE_CHECKING:
-    import numpy as np
-
 __all__ = [
+    "CLASSIFIER",
     "RULE",
     "UNRECORDED",
     "Column",
@@ -50,208 +49,7 @@ __all__ = [
     "read_results",
 ]
 
-RULE = "rule"
-CLASSIFIER = "classifier"
 LABELS_RECORD = "labels.json"
-# The definition of labels that no record says the origin of.
-UNRECORDED = "a labels column"
-
-
-@dataclass(frozen=True)
-class Labels:
-    """One labeller's labels of one dataset.
-
-    Attributes
-    ----------
-    source : "rule" or "classifier" (a ``labels`` column, whoever wrote it).
-    predicted : canonical label names, shape (rows,); None for an unparsed answer.
-    confidence : probability of the label, 0 to 1, shape (rows,); None where the labeller gives none.
-    clear : whether the answer supports its label, shape (rows,); None where the labeller does not say.
-    definition : what the labels depend on beside the answers, for comparison by equality.
-    """
-
-    source: str
-    predicted: list[str | None]
-    confidence: list[float] | None = None
-    clear: list[bool] | None = None
-    definition: str = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One score of one dataset; higher is better.
-
-    Attributes
-    ----------
-    name : as in ``scores/DATASET.csv``: "rouge1", or "rouge1_explanation" for the parts after ``Reasoning:``.
-    value : the corpus value.
-    rows : value per row, shape (rows,).
-    statistics : shape (rows, numbers): what sums over rows to the corpus value (`Metric.statistics`); None where the
-        corpus value is the mean of `rows`.
-    """
-
-    metric: str
-    name: str
-    target: str
-    value: float
-    rows: list[float]
-    signature: str
-    note: str = ""
-    lowest: float | None = None
-    highest: float | None = None
-    statistics: list[tuple[float, ...]] | None = None
-
-    def over(self, counts: np.ndarray) -> np.ndarray:
-        """The corpus value of resamples: `counts` says how often each row is drawn, shape (resamples, rows).
-
-        Returns shape (resamples,).
-        """
-        import numpy as np
-
-        if self.statistics is None:
-            return counts @ np.asarray(self.rows) / counts.sum(axis=1)
-        return summed_metric(self.metric).values_of_sums(counts @ np.asarray(self.statistics))
-
-
-@dataclass(frozen=True)
-class DatasetResults:
-    """The rows of one dataset of one run; every list has shape (rows,).
-
-    Attributes
-    ----------
-    index : 0-based position of each row in the test file.
-    goldens, answers : texts.  gold : canonical label names.
-    labels : labeller's source → its labels; "rule" is always there.
-    scores : column name → `Column`.
-    queries, posts : the prompts' texts and what two prompts about one post share; None where the test file that the
-        answers belong to is not at hand.
-    finish : "stop", "length", ... or "error" for each row; None for a folder that is not a run of this toolkit.
-    new_tokens : length of each answer in the model's tokens; None likewise.
-    """
-
-    dataset: Dataset
-    path: Path
-    index: list[int]
-    goldens: list[str]
-    answers: list[str]
-    gold: list[str]
-    labels: dict[str, Labels]
-    scores: dict[str, Column] = field(default_factory=dict)
-    queries: list[str] | None = None
-    posts: list[str] | None = None
-    finish: list[str] | None = None
-    new_tokens: list[int] | None = None
-
-    def __len__(self) -> int:
-        return len(self.goldens)
-
-    @property
-    def name(self) -> str:
-        return self.dataset.name
-
-    @cached_property
-    def rows_digest(self) -> str:
-        """What makes rows the same rows: their positions and gold texts."""
-        return digest_of([self.index, self.goldens])
-
-    def correctness(self, source: str = RULE) -> Correctness:
-        """Accuracy and F1 of one labeller's labels; unparsed answers are wrong."""
-        return correctness(self.gold, self.labels[source].predicted)
-
-    def coded(self, source: str = RULE) -> tuple[list[int], list[int]]:
-        """Gold and predicted labels as positions in the dataset's label table; an unparsed one is one past the end."""
-        position = {label.name: at for at, label in enumerate(self.dataset.labels)}
-        beyond = len(position)
-        predicted = self.labels[source].predicted
-        return (
-            [position[name] for name in self.gold],
-            [beyond if name is None else position[name] for name in predicted],
-        )
-
-    def only(self, kept: Sequence[int]) -> DatasetResults:
-        """The same with only the rows at these positions of the lists, in this order; corpus values anew."""
-
-        def take(values: Any) -> Any:
-            return None if values is None else [values[at] for at in kept]
-
-        labels = {
-            name: replace(
-                labels,
-                predicted=take(labels.predicted),
-                confidence=take(labels.confidence),
-                clear=take(labels.clear),
-            )
-            for name, labels in self.labels.items()
-        }
-        lists = ("index", "goldens", "answers", "gold", "queries", "posts", "finish", "new_tokens")
-        scores = {name: _column_of(column, kept) for name, column in self.scores.items()}
-        return replace(self, labels=labels, scores=scores, **{name: take(getattr(self, name)) for name in lists})
-
-
-def _column_of(column: Column, kept: Sequence[int]) -> Column:
-    rows = [column.rows[at] for at in kept]
-    if column.statistics is None:
-        return replace(column, rows=rows, value=mean(rows))
-    statistics = [column.statistics[at] for at in kept]
-    sums = [[math.fsum(values) for values in zip(*statistics, strict=True)]]
-    value = float(summed_metric(column.metric).values_of_sums(sums)[0])
-    return replace(column, rows=rows, statistics=statistics, value=value)
-
-
-@dataclass(frozen=True)
-class RunResults:
-    """One run, dataset by dataset in the table's order.
-
-    Attributes
-    ----------
-    folder, name : where it lies, and the folder's last name.
-    manifest : of a run of this toolkit; None for any other folder.
-    labels_folder : where the classifier's labels were read, None without any.
-    data_root : where the posts were looked up; None: nowhere.
-    suite : the ``--test_dataset`` whose rows these are; None where that is not known.
-    cautions : one line each, what a reader of the figures must know (stale scores left aside, posts not found, ...).
-    """
-
-    folder: Path
-    name: str
-    datasets: dict[str, DatasetResults]
-    manifest: dict[str, Any] | None = None
-    labels_folder: Path | None = None
-    data_root: DataRoot | None = None
-    suite: str | None = None
-    cautions: tuple[str, ...] = ()
-
-    @property
-    def configuration(self) -> dict[str, Any]:
-        """What decided the responses; {} for a folder that is not a run of this toolkit."""
-        return (self.manifest or {}).get("configuration", {})
-
-    @property
-    def on_samples(self) -> bool:
-        """Whether the rows are the toolkit's made-up ones, by the manifest or because they stand in the sample files."""
-        if (self.manifest or {}).get("data_root", {}).get("made_up_samples"):
-            return True
-        found = any(results.queries is not None for results in self.datasets.values())
-        return self.data_root is not None and self.data_root.is_samples and found
-
-    @property
-    def rows(self) -> int:
-        return sum(len(results) for results in self.datasets.values())
-
-    def without(self, dropped: Mapping[str, Collection[int]]) -> RunResults:
-        """The run without the rows at these positions of the test files (dataset → positions).
-
-        A dataset with no row left is left out.  Raises UserError where that is all of them.
-        """
-        kept = {}
-        for name, results in self.datasets.items():
-            gone = frozenset(dropped.get(name, ()))
-            positions = [at for at, index in enumerate(results.index) if index not in gone]
-            if positions:
-                kept[name] = results.only(positions) if len(positions) < len(results) else results
-        if not kept:
-            raise UserError(f"{self.folder}: no row is left once the rows to leave out are left out")
-        return replace(self, datasets=kept)
 
 
 def labels_folder(folder: Path) -> Path | None:
@@ -286,7 +84,7 @@ def read_results(
 
     Parameters
     ----------
-    folder : of ``DATASET.csv`` files.
+    folder : of ``DATASET.csv`` files, or of a kept run.
     labels : the folder of their labels; None: `labels_folder`, else the ``labels`` columns of `folder` itself.
     datasets : only these.
     data_root : where posts are looked up; answers are matched to a test file by its gold texts, row by row.
@@ -294,8 +92,15 @@ def read_results(
     Raises
     ------
     UserError
-        An unreadable file; labels of other answers than the run's.
+        An unreadable file; labels of other answers than the run's; `labels` for a kept run, which has its own.
     """
+    if is_kept(folder):
+        if labels is not None:
+            raise UserError(
+                f"--labels {labels}: {folder} is a kept run, whose labels are kept with it; leave the flag out"
+            )
+        kept = read_kept(folder, datasets)
+        return kept if data_root is None else _looked_up(kept, data_root)
     found, _ = response_files(folder, datasets)
     # Somebody else's folder may hold a manifest.json of its own.
     manifest = read_manifest(folder) if (folder / JOURNAL).exists() else None
@@ -312,18 +117,24 @@ def read_results(
             one = replace(
                 one,
                 finish=["error" if record.error is not None else record.finish_reason for record in told],
+                prompt_tokens=[record.prompt_tokens for record in told],
                 new_tokens=[record.new_tokens for record in told],
             )
         read[name] = one
-    configuration = (manifest or {}).get("configuration", {})
-    suite = configuration.get("test_dataset")
-    if data_root is not None:
-        read, unknown, suites = _with_posts(read, data_root, configuration)
-        suite = suite or (suites.pop() if len(suites) == 1 else None)
-        if unknown:
-            cautions.append(f"posts not found in {data_root.path}: {', '.join(unknown)} (other gold texts there)")
     name = folder.resolve().name
-    return RunResults(folder, name, read, manifest, labelled, data_root, suite, tuple(cautions))
+    suite = (manifest or {}).get("configuration", {}).get("test_dataset")
+    run = RunResults(folder, name, read, manifest, labels_folder=labelled, suite=suite, cautions=tuple(cautions))
+    return run if data_root is None else _looked_up(run, data_root)
+
+
+def _looked_up(run: RunResults, root: DataRoot) -> RunResults:
+    """The run with what its data root tells: prompts and posts, and of a folder of unknown origin the suite."""
+    read, unknown, suites = _with_posts(run.datasets, root, run.configuration)
+    suite = run.suite or (suites.pop() if len(suites) == 1 else None)
+    cautions = run.cautions
+    if unknown:
+        cautions += (f"posts not found in {root.path}: {', '.join(unknown)} (other gold texts there)",)
+    return replace(run, datasets=read, data_root=root, suite=suite, cautions=cautions)
 
 
 def _read_one(
@@ -334,14 +145,18 @@ def _read_one(
     by_classifier = _classifier_labels(response, labelled, explicit=explicit, cautions=cautions)
     if by_classifier is not None:
         labels[CLASSIFIER] = by_classifier
+    index = list(range(len(response.goldens)))
     return DatasetResults(
         dataset=dataset,
         path=response.path,
-        index=list(range(len(response.goldens))),
-        goldens=response.goldens,
-        answers=response.generated,
+        index=index,
         gold=response.gold_labels(),
         labels=labels,
+        answer_words=[len(text.split()) for text in response.generated],
+        gold_words=[len(text.split()) for text in response.goldens],
+        file_digest=digest_of([index, response.goldens]),
+        goldens=response.goldens,
+        answers=response.generated,
         scores=_scores(folder, response, cautions),
     )
 
@@ -466,11 +281,16 @@ def _with_posts(
             by_dataset.setdefault(row.dataset, []).append((row.query, row.gold))
         for name, one in read.items():
             rows = by_dataset.get(name, [])[: len(one)]
-            same = [gold for _, gold in rows] == one.goldens
+            same = digest_of([one.index, [gold for _, gold in rows]]) == one.file_digest
             if same and name in digests:
                 same = digests[name] == "sha256:" + sha256_of(loaded.files[name])
             if same and name not in found:
                 queries = [query for query, _ in rows]
                 suites.add(suite)
-                found[name] = replace(one, queries=queries, posts=[post_key(query) for query in queries])
+                found[name] = replace(
+                    one,
+                    queries=queries,
+                    posts=[post_key(query) for query in queries],
+                    aspects=aspects_of(one.dataset, SUITES[suite].form, queries),
+                )
     return {**read, **found}, [name for name in read if name not in found], suites

@@ -11,6 +11,7 @@ from imhi.audit import audit_data
 from imhi.benchmark import DATASETS
 from imhi.commands import run_script
 from imhi.data import DataRoot
+from imhi.kept import keep_run
 from imhi.report import make_report, write_report
 from imhi.results import read_results
 
@@ -264,3 +265,22 @@ def test_a_run_of_the_whole_benchmark_is_written_fast_and_stays_usable(chromium,
         took_by_filter[f"{name} {value}"] = took
     assert max(took_by_filter.values()) < 200, took_by_filter
     assert (chromium.complaints, chromium.requests) == ([], [])
+
+
+def test_a_run_kept_without_its_answers_has_none_to_browse(chromium, runs, tmp_path):
+    kept = read_results(keep_run(runs[0], tmp_path / "kept"))
+    both = [kept, runs[1]]
+    chromium.open(write_report(make_report(both, resamples=20), both, tmp_path / "both")[0])
+    shown_runs = "return [...document.querySelectorAll('#f-run option')].map(each => each.textContent)"
+    assert chromium.run(shown_runs) == ["run-b"]
+    chromium.run("document.querySelector('.matrix button[data-run=\"1\"]').click()")
+    assert found(chromium) > 0
+    assert chromium.run("return document.querySelector('.matrix button[data-run=\"0\"]')") is None
+    page = write_report(make_report([kept], resamples=20), [kept], tmp_path / "alone")[0]
+    chromium.driver.get(page.resolve().as_uri())
+    assert "not kept" in chromium.run("return document.getElementById('answers').textContent")
+    chromium.run("document.getElementById('theme').click()")
+    assert chromium.run("return document.getElementById('theme').textContent") == "Theme: light"
+    assert chromium.complaints == []
+    assert chromium.requests == []
+    chromium.run("document.getElementById('theme').click(); document.getElementById('theme').click()")

@@ -81,6 +81,7 @@ def test_sample_rows_are_recognised_without_a_manifest(tmp_path):
     [
         ({"dtype": "bfloat16"}, "dtype: bfloat16 (published: float32)"),
         ({"decoding": {"chat_template": True, "max_length": 2048}}, "prompts: inside the model's chat template"),
+        ({"shots": {"per_label": 2}}, "examples: 2 of every label before every prompt (published: none)"),
         ({"decoding": {"do_sample": True, "max_length": 2048}}, "decoding: sampled"),
         ({"decoding": asdict(Decoding())}, "length limit: 512 new tokens"),
     ],

@@ -51,6 +51,8 @@ def make_report(
     UserError
         `include_posts` where no run's posts are known.
     """
+    if include_posts and not any(run.has_texts for run in runs):
+        raise UserError("--include_posts: these runs are kept without their texts; give the runs themselves")
     if include_posts and all(results.queries is None for run in runs for results in run.datasets.values()):
         raise UserError(
             "--include_posts: the posts of these runs are not at hand; name their test files with --data_root"
@@ -62,7 +64,7 @@ def make_report(
     for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
         figures = figures_of(run, name, resamples=resamples, dropped=dropped[number] if dropped else None)
         notices = [*notices_of(run, figures), *notices_about_data(facts)]
-        views.append(RunView(figures, notices, differences(run), facts_of(run)))
+        views.append(RunView(figures, notices, differences(run), facts_of(run), run.has_texts))
     return layout(views, facts, include_posts=include_posts)
 
 

@@ -21,7 +21,7 @@ SCORE_DIGITS, CONFIDENCE_DIGITS = 4, 3
 
 
 def browser_data(runs: Sequence[RunResults], names: Sequence[str], *, include_posts: bool = False) -> dict[str, Any]:
-    """Every row of every run, as plain values.
+    """Every row of every run, as plain values; a run that was kept without its texts has no parts.
 
     Returns
     -------
@@ -37,7 +37,7 @@ def browser_data(runs: Sequence[RunResults], names: Sequence[str], *, include_po
     packed_runs = []
     for run, name in zip(runs, names, strict=True):
         parts = []
-        for results in run.datasets.values():
+        for results in run.datasets.values() if run.has_texts else ():
             key = (results.name, results.rows_digest)
             if key not in known:
                 known[key] = len(sets)

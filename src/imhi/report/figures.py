@@ -248,7 +248,7 @@ def _counts(results: DatasetResults) -> Counts:
     failed = [reason == "error" for reason in finish] if finish is not None else [False] * len(results)
     return Counts(
         rows=len(results),
-        empty=sum(not text.strip() and not lost for text, lost in zip(results.answers, failed, strict=True)),
+        empty=sum(not words and not lost for words, lost in zip(results.answer_words, failed, strict=True)),
         truncated=None if finish is None else finish.count("length"),
         failed=None if finish is None else sum(failed),
     )
@@ -321,8 +321,7 @@ def _score_figures(column: Column, value: Interval) -> ScoreFigures:
 def _lengths(results: DatasetResults) -> Lengths:
     import numpy as np
 
-    answers = np.asarray([len(text.split()) for text in results.answers])
-    golds = np.asarray([len(text.split()) for text in results.goldens])
+    answers, golds = np.asarray(results.answer_words), np.asarray(results.gold_words)
     # A few endless answers must not squeeze all others into one bar.
     longest = max(float(np.quantile(answers, 0.99)), float(golds.max()), 10.0)
     step = next(size for size in round_steps() if size * LENGTH_BINS >= longest)

@@ -63,12 +63,13 @@ class DatasetView:
 
 @dataclass(frozen=True)
 class RunView:
-    """One run as the page shows it."""
+    """One run as the page shows it; `has_texts` is False for one that was kept without its answers."""
 
     figures: RunFigures
     notices: list[Notice]
     differences: list[Difference]
     facts: list[tuple[str, str]]
+    has_texts: bool = True
     datasets: list[DatasetView] = field(default_factory=list)
 
     @property
@@ -117,6 +118,11 @@ class Report:
         return sorted(found, key=lambda entry: entry[1].weight != "warning")
 
     @property
+    def has_texts(self) -> bool:
+        """Whether there are answers to show."""
+        return any(run.has_texts for run in self.runs)
+
+    @property
     def datasets(self) -> list[str]:
         """Datasets of any run, in the table's order."""
         present = {name for run in self.runs for name in run.figures.datasets}
@@ -131,6 +137,7 @@ def layout(runs: Sequence[RunView], data: DataFacts | None, *, include_posts: bo
             run.notices,
             run.differences,
             run.facts,
+            run.has_texts,
             [_view(each) for each in run.figures.datasets.values()],
         )
         for run in runs

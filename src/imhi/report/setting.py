@@ -38,7 +38,7 @@ class Difference:
 
 
 def differences(run: RunResults) -> list[Difference]:
-    """Where the run departs from float32, raw prompts, greedy decoding and 2,048 tokens for prompt and answer."""
+    """Where the run departs from float32, raw prompts without examples, greedy decoding and 2,048 tokens in all."""
     configuration = run.configuration
     if not configuration:
         return []
@@ -49,6 +49,8 @@ def differences(run: RunResults) -> list[Difference]:
         found.append(Difference("dtype", dtype, PUBLISHED_DTYPE))
     if decoding.get("chat_template"):
         found.append(Difference("prompts", "inside the model's chat template", "raw"))
+    if examples := _examples(configuration):
+        found.append(Difference("examples", f"{examples} before every prompt", "none"))
     if decoding.get("do_sample"):
         drawn = f"sampled (temperature {decoding.get('temperature')}, top-p {decoding.get('top_p')})"
         found.append(Difference("decoding", drawn, "greedy"))
@@ -56,6 +58,12 @@ def differences(run: RunResults) -> list[Difference]:
     if limits:
         found.append(Difference("length limit", limits, f"{PUBLISHED_MAX_LENGTH} tokens of prompt and answer"))
     return found
+
+
+def _examples(configuration: dict[str, Any]) -> str:
+    """How many worked examples stand before a prompt, in words; "" for none."""
+    shots = configuration.get("shots")
+    return f"{shots['per_label']} of every label" if shots else ""
 
 
 def _limits(decoding: dict[str, Any]) -> str:
@@ -144,6 +152,13 @@ def _incomplete(figures: RunFigures) -> str:
 
 
 def _about_setting(run: RunResults, figures: RunFigures) -> Iterator[Notice]:
+    if not run.has_texts:
+        yield Notice(
+            "note",
+            "Kept without texts",
+            "This run is kept as labels, lengths and score values without its answers. Labels by rule are read, not "
+            "computed from the answers, and there are no answers to look at.",
+        )
     if run.manifest is None:
         yield Notice(
             "note",
@@ -199,6 +214,7 @@ def facts_of(run: RunResults) -> list[tuple[str, str]]:
         ("posts looked up in", str(run.data_root.path) if run.data_root else None),
         ("dtype", configuration.get("dtype")),
         ("prompts", ("chat template" if decoding.get("chat_template") else "raw") if decoding else None),
+        ("examples", _examples(configuration)),
         ("decoding", ("sampled" if decoding.get("do_sample") else "greedy") if decoding else None),
         ("length limit", _limits(decoding) or (f"{PUBLISHED_MAX_LENGTH} of prompt and answer" if decoding else None)),
         ("engine", configuration.get("engine")),

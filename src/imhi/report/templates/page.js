@@ -236,7 +236,8 @@
   // --- start
 
   function start() {
-    options(controls.run, data.runs.map((each, number) => [number, each.name]));
+    // A run that was kept without its answers has none to show.
+    options(controls.run, data.runs.map((each, number) => [number, each.name]).filter(([number]) => data.runs[number].parts.length));
     fillRun();
     controls.source.value = [...controls.source.options].some((option) => option.value === "classifier") ? "classifier" : "rule";
     fillSource();
@@ -279,5 +280,5 @@
     controls.dataset.focus({ preventScroll: true });
   }
 
-  unpack();
+  if (at("answer-data")) unpack();
 })();
