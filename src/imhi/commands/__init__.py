@@ -46,7 +46,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that name a generator."""
     parser.add_argument(
         "--model_path",
-        help="checkpoint folder, GGUF file, hub id or embedded:smollm2\n(default: the adapter's base, else embedded:smollm2)",
+        help="checkpoint or adapter folder, GGUF file, hub id or embedded: name\n"
+        "(default: the base of --lora_path, else embedded:imhi-smollm2)",
     )
     parser.add_argument("--llama", action="store_true", help="the checkpoint is LLaMA (checked)")
     parser.add_argument("--lora", action="store_true", help="apply the adapter of --lora_path")

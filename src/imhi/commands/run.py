@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from imhi.checkpoints import DEFAULT_MODEL
 from imhi.commands import add_model_arguments
 from imhi.commands.generate import add_generation_arguments, generation_request
 from imhi.commands.report import add_report_options, report_options
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def default_name(model: str | None, lora: str | None, suite: str) -> str:
     """A run's name after what ran: the last parts of model and adapter, and the test set where it is not the usual one."""
-    parts = [Path((lora or model or "embedded:smollm2").rpartition(":")[2]).name]
+    parts = [Path((lora or model or DEFAULT_MODEL).rpartition(":")[2]).name]
     if lora and model:
         parts.insert(0, Path(model.rpartition(":")[2]).name)
     if suite != "IMHI":

@@ -18,7 +18,7 @@ from imhi.data import DataRoot, gold_label, load_suite, read_query_rows, sha256_
 from imhi.errors import UserError
 from imhi.training.corpus import is_validation, stem_of, training_files
 
-__all__ = ["REASONS", "TrainingRow", "TrainingRows", "read_training_rows", "test_form_of"]
+__all__ = ["REASONS", "TrainingRow", "TrainingRows", "in_test_form", "read_training_rows"]
 
 # Why a row is left out, in words for people.
 REASONS = {
@@ -140,7 +140,7 @@ def _read_files(
             rows.files[("made-up/" if made_up else "") + _relative(root, path)] = sha256_of(path)
             for index, (query, gold) in enumerate(read_query_rows(path)):
                 label = gold_label(dataset, path, index, gold)
-                aspect, prompt = test_form_of(dataset, rows.form, query, where=f"{path}, row {index + 1}")
+                aspect, prompt = in_test_form(dataset, rows.form, query, where=f"{path}, row {index + 1}")
                 post = post_key(query)
                 explanation = repaired(split_reasoning(gold)[1])
                 if stem_of(post) in held_out:
@@ -172,7 +172,7 @@ def _only_one_split(paths: Sequence[Path]) -> bool:
     return len({_is_validation_file(path) for path in paths}) == 1
 
 
-def test_form_of(dataset: Dataset, form: str, query: str, *, where: str = "") -> tuple[str, str]:
+def in_test_form(dataset: Dataset, form: str, query: str, *, where: str = "") -> tuple[str, str]:
     """(aspect, prompt) of a training query: the same post and question, spaced as the test files have them.
 
     Raises UserError, which names `where`, for a query that does not ask the dataset's question.

@@ -94,6 +94,8 @@ def make_trainer(
         return disable_input_dtype_casting(model) if arguments.bf16 and hasattr(model, "peft_config") else nullcontext()
 
     class ResponderTrainer(Trainer):
+        control: Any
+
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from imhi.batching import is_out_of_memory
-from imhi.checkpoints import Generator, GeneratorSpec, fingerprint, load_generator, locate_generator
+from imhi.checkpoints import (
+    EMBEDDED,
+    TRAINING_RECORD,
+    Generator,
+    GeneratorSpec,
+    fingerprint,
+    load_generator,
+    locate_generator,
+)
 from imhi.cpu import keep_freed_memory
 from imhi.data import DataRoot, write_text_atomically
 from imhi.engines import Decoding
@@ -33,10 +41,9 @@ from imhi.training.responder.rows import REASONS, TrainingRows, read_training_ro
 from imhi.training.responder.trainer import BEST, BestKeeper, last_checkpoint, make_trainer
 from imhi.training.responder.validation import ask_rows, judge, validation_sample
 
-
 __all__ = ["RECORD", "train_responder"]
 
-RECORD = "responder.json"
+RECORD = TRAINING_RECORD
 CHECKPOINTS = "checkpoints"
 IDENTITY = "identity.json"
 
@@ -295,20 +302,16 @@ def _load(spec: GeneratorSpec, recipe: ResponderRecipe, hardware: Hardware) -> G
 
     if find_spec("bitsandbytes") is None:
         raise UserError("--base_4bit needs bitsandbytes: pip install bitsandbytes")
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
-    generator = load_generator(replace(spec), device="meta", dtype=frozen)
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    here = {"": int(os.environ.get("LOCAL_RANK", "0"))}
-    generator.model = AutoModelForCausalLM.from_pretrained(
-        str(spec.folder), quantization_config=settings, device_map=here, local_files_only=True, trust_remote_code=False
-    )
-    return generator
+    here = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return load_generator(spec, device=here, dtype=torch.bfloat16, quantization=settings)
 
 
 def _with_adapter(generator: Generator, recipe: ResponderRecipe, hardware: Hardware) -> Any:
@@ -425,6 +428,4 @@ def _settle(path: Path, base: str) -> None:
 
 
 def _origin(base: str) -> str:
-    from imhi.checkpoints import EMBEDDED
-
     return EMBEDDED[base].hub if base in EMBEDDED else base
