@@ -121,6 +121,9 @@ def _settings_that_differ(first: RunResults, second: RunResults) -> list[str]:
     if mine.get("chat_template", False) != theirs.get("chat_template", False):
         wrapped, raw = (first, second) if mine.get("chat_template") else (second, first)
         found.append(f"prompts are wrapped in the chat template in {wrapped.name}, raw in {raw.name}")
+    examples = [(run.configuration.get("shots") or {}).get("per_label", 0) for run in (first, second)]
+    if first.configuration.get("shots") != second.configuration.get("shots"):
+        found.append(f"examples of every label before each prompt: {examples[0]} / {examples[1]}")
     unlike = [
         f"{name} {mine.get(name)} / {theirs.get(name)}"
         for name in dict.fromkeys([*mine, *theirs])

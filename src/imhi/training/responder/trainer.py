@@ -79,7 +79,8 @@ def make_trainer(
     ----------
     arguments : ``TrainingArguments``; its sampling strategy must be "sequential".
     save_best : called with the trainer when a look at the validation rows is the best so far.
-    ask : generates answers to validation rows with the model and returns figures by name; None: the loss alone.
+    ask : generates answers to validation rows with the model and returns figures by name, in the first process; None
+        (and under FSDP, where no process has the whole model): the loss alone.
     save_minutes : a checkpoint is written when so much time has passed since the last one.
     """
     import torch
@@ -110,8 +111,11 @@ def make_trainer(
             began = time.perf_counter()
             self.model.eval()
             figures = {f"{metric_key_prefix}_{name}": value for name, value in self._losses().items()}
-            if ask is not None:
-                figures |= {f"{metric_key_prefix}_{name}": value for name, value in ask(self.model).items()}
+            if ask is not None and not self.is_fsdp_enabled:
+                found = [ask(self.model) if self.is_world_process_zero() else {}]
+                if self.args.world_size > 1:
+                    torch.distributed.broadcast_object_list(found)
+                figures |= {f"{metric_key_prefix}_{name}": value for name, value in found[0].items()}
             figures[f"{metric_key_prefix}_seconds"] = round(time.perf_counter() - began, 1)
             self.log(figures)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ def train_responder(
     rows = read_training_rows(root, recipe.form, datasets=datasets, made_up=made_up)
     _say_rows(rows)
     out.mkdir(parents=True, exist_ok=True)
-    with only_process(out, "training into it") if _is_first() else _nothing():
+    _meet(hardware)
+    with only_process(out, "training into it") if _is_first() else nullcontext():
         identity = {
             "recipe": json.loads(json.dumps(asdict(recipe))),
             "dtype": hardware.dtype,
@@ -113,18 +115,11 @@ def train_responder(
         }
         if _is_first():
             _open(out, identity, overwrite=overwrite)
-            if (out / RECORD).exists():
-                say(f"{out}: this training was finished before; nothing to do")
-                return dict(json.loads((out / RECORD).read_text(encoding="utf-8")))
+        _meet(hardware)
+        if (out / RECORD).exists():
+            say(f"{out}: this training was finished before; nothing to do")
+            return dict(json.loads((out / RECORD).read_text(encoding="utf-8")))
         return _train(out, recipe, spec, rows, hardware, {**identity, "sample_rows": root.is_samples})
-
-
-class _nothing:
-    """A with-block without a lock, for all processes but the first of a training on several devices."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def _is_first() -> bool:
@@ -133,6 +128,14 @@ def _is_first() -> bool:
 
 def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _meet(hardware: Hardware) -> None:
+    """Where several processes train, wait for all of them."""
+    if _processes() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=hardware.device == "cpu").wait_for_everyone()
 
 
 def _open(out: Path, identity: dict[str, Any], *, overwrite: bool) -> None:
@@ -217,7 +220,7 @@ def _train(
     keeper = BestKeeper(recipe.best_by, higher=BEST_BY[recipe.best_by], patience=recipe.patience or None)
     checkpoints = out / CHECKPOINTS
 
-    def ask(model: Any) -> dict[str, float]:
+    def ask(model: Any) -> dict[str, Any]:
         bare = getattr(model, "module", model)
         # PEFT has put the matrices into the base's own layers: asked by itself, it answers with them.
         bare = bare.get_base_model() if hasattr(bare, "peft_config") else bare
@@ -234,7 +237,7 @@ def _train(
         head_weight=recipe.head_weight,
         keeper=keeper,
         save_best=lambda trainer: _save_best(trainer, checkpoints / BEST),
-        ask=ask if asked and _processes() == 1 else None,
+        ask=ask if asked else None,
         save_minutes=hardware.save_minutes,
     )
     earlier = last_checkpoint(checkpoints)
