@@ -90,6 +90,14 @@ def make_trainer(
     def collator(batch: Sequence[Encoded]) -> dict[str, Any]:
         return collate(batch, pad=pad, kind=kind, head_weight=head_weight)
 
+    def first_says(value: Any) -> Any:
+        """The first process's value, in every process."""
+        if arguments.world_size == 1:
+            return value
+        said = [value]
+        torch.distributed.broadcast_object_list(said)
+        return said[0]
+
     def uncast() -> Any:
         # PEFT casts each layer's input to the float32 of its matrices, and autocast casts it back: time for nothing.
         return disable_input_dtype_casting(model) if arguments.bf16 and hasattr(model, "peft_config") else nullcontext()
@@ -112,10 +120,10 @@ def make_trainer(
             self.model.eval()
             figures = {f"{metric_key_prefix}_{name}": value for name, value in self._losses().items()}
             if ask is not None and not self.is_fsdp_enabled:
-                found = [ask(self.model) if self.is_world_process_zero() else {}]
-                if self.args.world_size > 1:
-                    torch.distributed.broadcast_object_list(found)
-                figures |= {f"{metric_key_prefix}_{name}": value for name, value in found[0].items()}
+                answered = ask(self.model) if self.is_world_process_zero() else {}
+                figures |= {f"{metric_key_prefix}_{name}": value for name, value in answered.items()}
+            # What is best, and when patience ends, must not hang on the last bits of each device.
+            figures = first_says(figures)
             figures[f"{metric_key_prefix}_seconds"] = round(time.perf_counter() - began, 1)
             self.log(figures)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
@@ -155,7 +163,9 @@ def make_trainer(
             self.saved = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> Any:
-            if time.monotonic() - self.saved > 60 * save_minutes:
+            # One clock decides for all processes: a checkpoint is written by all of them together.
+            due = time.monotonic() - self.saved > 60 * save_minutes
+            if first_says(due):
                 control.should_save = True
             return control
 
