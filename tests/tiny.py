@@ -96,27 +96,27 @@ def save_bart(folder: Path, *, seed: int = 0, **config: object) -> Path:
     return folder
 
 
-def save_t5(folder: Path, *, seed: int = 0) -> Path:
+def save_t5(folder: Path, *, seed: int = 0, **config: object) -> Path:
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
     specials = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     save_tokenizer(folder, specials=specials, template="$A </s>")
     torch.manual_seed(seed)
-    config = T5Config(
-        vocab_size=600,
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_decoder_layers=2,
-        num_heads=4,
-        initializer_factor=3.0,
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-    )
-    T5ForConditionalGeneration(config).save_pretrained(str(folder))
+    settings = {
+        "vocab_size": 600,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "initializer_factor": 3.0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+    T5ForConditionalGeneration(T5Config(**{**settings, **config})).save_pretrained(str(folder))
     return folder
 
 

@@ -16,7 +16,7 @@ from imhi.errors import UserError
 from imhi.training.responder.recipe import ResponderRecipe
 from imhi.training.responder.rows import TrainingRow
 from imhi.training.responder.trainer import BestKeeper, last_checkpoint
-from imhi.training.responder.training import train_responder
+from imhi.training.responder.training import Hardware, train_responder
 from imhi.training.responder.validation import judge
 
 QUICK = ResponderRecipe(
@@ -69,12 +69,12 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(trained, tmp_pa
 
     monkeypatch.setattr(Trainer, "training_step", dies)
     with pytest.raises(KeyboardInterrupt):
-        train_responder(samples, out, recipe, datasets=names)
+        train_responder(samples, out, recipe, datasets=names, hardware=Hardware(save_minutes=1e-9))
     monkeypatch.setattr(Trainer, "training_step", step)
-    assert last_checkpoint(out / "checkpoints").name == "checkpoint-4" and record["steps"] > 6
+    assert last_checkpoint(out / "checkpoints").name == "checkpoint-6" and record["steps"] > 6
     # A checkpoint whose writing was cut short is passed over.
-    shutil.copytree(out / "checkpoints/checkpoint-4", out / "checkpoints/checkpoint-5")
-    (out / "checkpoints/checkpoint-5/trainer_state.json").unlink()
+    shutil.copytree(out / "checkpoints/checkpoint-6", out / "checkpoints/checkpoint-7")
+    (out / "checkpoints/checkpoint-7/trainer_state.json").unlink()
     resumed = train_responder(samples, out, recipe, datasets=names)
     assert (out / "adapter_model.safetensors").read_bytes() == (folder / "adapter_model.safetensors").read_bytes()
 
@@ -180,8 +180,11 @@ def thirty_two():
 def test_a_tiny_encoder_decoder_learns_32_rows_by_heart_and_gives_them_back(kind, tmp_path):
     import tiny
 
-    save = {"t5": tiny.save_t5, "bart": tiny.save_bart}[kind]
-    base = save(tmp_path / "base", **({"init_std": 0.05, "d_model": 64} if kind == "bart" else {}))
+    base = (
+        tiny.save_bart(tmp_path / "base", init_std=0.05, d_model=64, dropout=0.0)
+        if kind == "bart"
+        else tiny.save_t5(tmp_path / "base", initializer_factor=1.0, d_model=64, d_kv=16, dropout_rate=0.0)
+    )
     rows = thirty_two()
     columns = ("post", "question", "response")
     split = [
@@ -195,7 +198,7 @@ def test_a_tiny_encoder_decoder_learns_32_rows_by_heart_and_gives_them_back(kind
         columns,
     )
     write(tmp_path / "asked/test_data/test_complete/SAD.csv", rows)
-    flags = f"--form completion --full --base {base} --learning_rate 5e-3 --batch_size 32 --epochs 400 --look_every 400"
+    flags = f"--form completion --full --base {base} --learning_rate 5e-3 --batch_size 32 --epochs 200 --look_every 200"
     flags += f" --temperature 1 --head_weight 1 --best_by loss --asked_rows 1 --max_new_tokens 8 --data_root {tmp_path / 'learn'}"
     assert main(["train", "responder", "--out", str(tmp_path / "model"), *flags.split()]) == 0
     asked = f"--model_path {tmp_path / 'model'} --test_dataset IMHI-completion --data_root {tmp_path / 'asked'}"

@@ -140,7 +140,7 @@ def _add_responder_arguments(responder: argparse.ArgumentParser) -> None:
     steps.add_argument(
         "--accumulation",
         type=positive,
-        default=default.accumulation,
+        default=1,
         help="parts that a step is computed in (default 1)",
     )
     steps.add_argument(
@@ -243,7 +243,6 @@ def _run_responder(arguments: argparse.Namespace) -> int:
         epochs=arguments.epochs,
         max_steps=arguments.max_steps or 0,
         batch_size=arguments.batch_size,
-        accumulation=arguments.accumulation,
         temperature=arguments.temperature,
         rows_per_epoch=arguments.rows_per_epoch or 0,
         head_weight=arguments.head_weight,
@@ -269,6 +268,7 @@ def _run_responder(arguments: argparse.Namespace) -> int:
     hardware = Hardware(
         device=device.partition(":")[0],
         dtype=str(pick_dtype(arguments.dtype, device)).removeprefix("torch."),
+        accumulation=arguments.accumulation,
         gradient_checkpointing=arguments.gradient_checkpointing,
         base_4bit=arguments.base_4bit,
         save_minutes=arguments.save_minutes,

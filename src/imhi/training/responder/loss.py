@@ -37,11 +37,16 @@ def answer_logits(model: Any, batch: dict[str, torch.Tensor], *, kind: str) -> t
     return logits[:, -wanted:-1]
 
 
-def answer_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted mean negative log-likelihood per answer token, in nats; lower is better."""
+def answer_loss(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, total: torch.Tensor | float | None = None
+) -> torch.Tensor:
+    """Weighted mean negative log-likelihood per answer token, in nats; lower is better.
+
+    `total` is the sum of weights to divide by, where the batch is a part of a larger step; None: the batch's own.
+    """
     import torch
 
     kept = labels != IGNORED
     losses = torch.nn.functional.cross_entropy(logits[kept].float(), labels[kept], reduction="none")
     weighed = weights[kept]
-    return (losses * weighed).sum() / weighed.sum()
+    return (losses * weighed).sum() / (weighed.sum() if total is None else total)

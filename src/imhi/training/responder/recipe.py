@@ -24,7 +24,7 @@ class ResponderRecipe:
     dropout : on the input of the LoRA matrices.
     learning_rate : at its peak, after `warmup` of all steps; from there a cosine down to zero.
     epochs, max_steps : length; `max_steps` 0 is no limit.
-    batch_size : rows of a step on all devices together; `accumulation` of them are computed one after another.
+    batch_size : rows of a step, on all devices and in all its parts together.
     temperature : of the mixture of datasets (`mixture.rows_per_epoch`).
     rows_per_epoch : rows that an epoch draws; 0: as many as there are.
     head_weight : how much a token of the label's sentence weighs in the loss, where one of the explanation weighs 1.
@@ -49,7 +49,6 @@ class ResponderRecipe:
     epochs: int = 1
     max_steps: int = 0
     batch_size: int = 16
-    accumulation: int = 1
     temperature: float = 2.0
     rows_per_epoch: int = 0
     head_weight: float = 5.0

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from imhi.talk import progress_bar, say
 from imhi.training.responder.encoding import Encoded, collate
 from imhi.training.responder.loss import answer_logits, answer_loss
 
@@ -85,7 +86,7 @@ def make_trainer(
     """
     import torch
     from peft.helpers import disable_input_dtype_casting
-    from transformers import Trainer, TrainerCallback
+    from transformers import PrinterCallback, Trainer, TrainerCallback
 
     def collator(batch: Sequence[Encoded]) -> dict[str, Any]:
         return collate(batch, pad=pad, kind=kind, head_weight=head_weight)
@@ -102,6 +103,9 @@ def make_trainer(
         # PEFT casts each layer's input to the float32 of its matrices, and autocast casts it back: time for nothing.
         return disable_input_dtype_casting(model) if arguments.bf16 and hasattr(model, "peft_config") else nullcontext()
 
+    begun = time.monotonic()
+    before: list[float | None] = [None]
+
     class ResponderTrainer(Trainer):
         control: Any
 
@@ -110,8 +114,21 @@ def make_trainer(
         ) -> Any:
             with uncast():
                 logits = answer_logits(model, inputs, kind=kind)
-            loss = answer_loss(logits, inputs["labels"], inputs["weights"])
+            loss = answer_loss(logits, inputs["labels"], inputs["weights"], num_items_in_batch)
+            if num_items_in_batch is not None:
+                loss = loss * self.args.world_size  # devices' gradients are averaged, where the parts of a sum add up
             return (loss, {"logits": logits}) if return_outputs else loss
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            """The history, with the seconds that the training has taken in all its sessions."""
+            if before[0] is None:
+                before[0] = max((entry.get("seconds", 0.0) for entry in self.state.log_history), default=0.0)
+            super().log({**logs, "seconds": round(before[0] + time.monotonic() - begun, 1)}, start_time)
+
+        def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+            """The sum of weights of a whole step, over its parts and all devices: a step is the same however it is split."""
+            total = sum(batch["weights"].sum() for batch in batch_samples).to(device)
+            return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
 
         def evaluate(
             self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -124,7 +141,7 @@ def make_trainer(
                 figures |= {f"{metric_key_prefix}_{name}": value for name, value in answered.items()}
             # What is best, and when patience ends, must not hang on the last bits of each device.
             figures = first_says(figures)
-            figures[f"{metric_key_prefix}_seconds"] = round(time.perf_counter() - began, 1)
+            figures[f"{metric_key_prefix}_took"] = round(time.perf_counter() - began, 1)
             self.log(figures)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
             self.model.train()
@@ -178,16 +195,45 @@ def make_trainer(
                 control.should_training_stop = True
             return control
 
+    class Teller(TrainerCallback):
+        """One bar, and a line at every look; in the first process."""
+
+        def __init__(self) -> None:
+            self.bar: Any = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+            if state.is_world_process_zero:
+                self.bar = progress_bar(state.max_steps, "training", unit="step", initial=state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+            if self.bar is not None:
+                self.bar.update()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **options: Any) -> None:
+            if self.bar is not None and "loss" in logs:
+                self.bar.set_postfix_str(f"loss {logs['loss']:.3f}")
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **options: Any) -> None:
+            if state.is_world_process_zero:
+                known = ("loss", "head_loss", "weighted_f1", "unparsed", "rougeL")
+                told = [f"{name} {metrics[f'eval_{name}']:.3f}" for name in known if f"eval_{name}" in metrics]
+                say(f"step {state.global_step}, validation rows: {', '.join(told)}")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+            if self.bar is not None:
+                self.bar.close()
+
     trainer = ResponderTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
         train_dataset=Rows(rows),
         eval_dataset=Rows(validation),
-        callbacks=[Saver()],
+        callbacks=[Saver(), Teller()],
     )
-    # The loss is a mean over each device batch already.
-    trainer.model_accepts_loss_kwargs = False
+    trainer.remove_callback(PrinterCallback)
+    # The loss is divided by what the whole step weighs, not by the number of its parts.
+    trainer.model_accepts_loss_kwargs = True
     return trainer
 
 

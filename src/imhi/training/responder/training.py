@@ -57,6 +57,7 @@ class Hardware:
     ----------
     device : "cpu" or "cuda"; which GPU is accelerate's to say.
     dtype : "float32" or "bfloat16"; in bfloat16 the frozen base of an adapter is stored in it, trained weights never are.
+    accumulation : parts of a step that are computed one after another.
     gradient_checkpointing : compute activations again instead of keeping them.
     base_4bit : store the frozen base in NF4 (Dettmers et al., "QLoRA", NeurIPS 2023); needs bitsandbytes.
     save_minutes : between two checkpoints.
@@ -64,6 +65,7 @@ class Hardware:
 
     device: str = "cpu"
     dtype: str = "float32"
+    accumulation: int = 1
     gradient_checkpointing: bool = False
     base_4bit: bool = False
     save_minutes: float = 10.0
@@ -99,8 +101,10 @@ def train_responder(
         recipe = replace(recipe, base=str(Path(recipe.base).expanduser().resolve()))
     if spec.kind == "seq2seq" and recipe.chat_template:
         raise UserError("--chat_template: encoder-decoders are not asked in turns; leave the flag out")
+    _check_parts(recipe, hardware)
     rows = read_training_rows(root, recipe.form, datasets=datasets, made_up=made_up)
-    _say_rows(rows)
+    if _is_first():
+        _say_rows(rows)
     out.mkdir(parents=True, exist_ok=True)
     _meet(hardware)
     with only_process(out, "training into it") if _is_first() else nullcontext():
@@ -200,8 +204,10 @@ def _train(
         for row in validation_sample(rows.validation, recipe.loss_rows, recipe.seed)
     ]
     asked = validation_sample(rows.validation, recipe.asked_rows, recipe.seed)
-    if not held and recipe.best_by:
-        raise UserError("no validation rows: a tenth of the posts of each set is kept for them, which here is none")
+    if not held:
+        raise UserError(
+            f"no validation rows: the data root has no val files, and no set of {', '.join(rows.training)} has enough"
+        )
     batches = plan_batches(
         {name: [len(row) for row in found] for name, found in encoded.items()},
         batch_size=recipe.batch_size,
@@ -241,16 +247,16 @@ def _train(
         save_minutes=hardware.save_minutes,
     )
     earlier = last_checkpoint(checkpoints)
-    if earlier is not None:
+    if earlier is not None and _is_first():
         say(f"{out}: going on from step {earlier.name.rpartition('-')[2]} of {len(batches)}")
     try:
-        outcome = trainer.train(resume_from_checkpoint=str(earlier) if earlier else None)
+        trainer.train(resume_from_checkpoint=str(earlier) if earlier else None)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"--batch_size {recipe.batch_size}: a step does not fit into memory on {hardware.device}; add "
-            "--gradient_checkpointing, or --accumulation for smaller parts of the same step; the same command goes on"
+            f"--batch_size {recipe.batch_size}: a step does not fit into memory on {hardware.device}; add --accumulation, "
+            "which takes the same step in smaller parts, or --gradient_checkpointing, and the training goes on"
         ) from None
     if not any(
         "eval_loss" in entry and entry["step"] == trainer.state.global_step for entry in trainer.state.log_history
@@ -285,7 +291,7 @@ def _train(
         "planned_steps": len(batches),
         "best_step": best[0],
         "best": {recipe.best_by: best[1]},
-        "last_session_seconds": round(float(outcome.metrics.get("train_runtime", 0.0)), 1),
+        "seconds": max(entry.get("seconds", 0.0) for entry in trainer.state.log_history),
         "history": trainer.state.log_history,
         "base_hub": _origin(recipe.base),
     }
@@ -345,20 +351,44 @@ def _with_adapter(generator: Generator, recipe: ResponderRecipe, hardware: Hardw
     return adapted
 
 
-def _arguments(checkpoints: Path, recipe: ResponderRecipe, hardware: Hardware, *, steps: int) -> Any:
-    from transformers import TrainingArguments
+def _is_fsdp() -> bool:
+    """Whether ``accelerate launch`` shards the model."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
-    parts = recipe.accumulation * _processes()
+
+def _check_parts(recipe: ResponderRecipe, hardware: Hardware) -> None:
+    """Stop before the long work on what only comes to light when several processes are at it."""
+    parts = hardware.accumulation * _processes()
     if recipe.batch_size % parts:
         raise UserError(
             f"--batch_size {recipe.batch_size} cannot be shared evenly by {parts} parts "
-            f"(--accumulation {recipe.accumulation}, {_processes()} processes); give a multiple of {parts}"
+            f"(--accumulation {hardware.accumulation}, {_processes()} processes); give a multiple of {parts}"
         )
+    if _is_fsdp() and recipe.best_by not in ("loss", "head_loss"):
+        raise UserError(
+            f"--best_by {recipe.best_by}: under FSDP no process has the whole model to answer with; take --best_by loss"
+        )
+    kept = os.environ.get("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT")
+    if _is_fsdp() and kept != "FULL_STATE_DICT":
+        raise UserError(
+            f"fsdp_state_dict_type {kept} writes no weights that IMHI.py can read; set FULL_STATE_DICT in the config file"
+        )
+
+
+def _arguments(checkpoints: Path, recipe: ResponderRecipe, hardware: Hardware, *, steps: int) -> Any:
+    from transformers import TrainingArguments
+
+    parts = hardware.accumulation * _processes()
+    checkpointing: dict[str, Any] = {}
+    if hardware.gradient_checkpointing:
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=recipe.batch_size // parts,
         per_device_eval_batch_size=max(recipe.batch_size // parts, 1),
-        gradient_accumulation_steps=recipe.accumulation,
+        gradient_accumulation_steps=hardware.accumulation,
+        # FSDP 2 would keep the whole gradient on each device between the parts of a step.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}} if _is_fsdp() else None,
         num_train_epochs=1,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
@@ -366,13 +396,12 @@ def _arguments(checkpoints: Path, recipe: ResponderRecipe, hardware: Hardware, *
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
         bf16=hardware.dtype == "bfloat16",
-        gradient_checkpointing=hardware.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if hardware.gradient_checkpointing else None,
+        **checkpointing,
+        disable_tqdm=True,  # the toolkit shows its own bar
         logging_steps=10,
         eval_strategy="steps",
         eval_steps=recipe.look_every,
-        save_strategy="steps",
-        save_steps=recipe.look_every,
+        save_strategy="no",  # by the clock instead
         save_total_limit=2,
         seed=recipe.seed,
         use_cpu=hardware.device == "cpu",
@@ -406,6 +435,9 @@ def _finish(out: Path, generator: Generator, recipe: ResponderRecipe, record: di
         _settle(out / "adapter_config.json", recipe.base)
     else:
         generator.tokenizer.save_pretrained(str(out))
+        settings = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        # The Trainer switches the cache off, and would leave it off: decoding would be quadratic.
+        write_text_atomically(out / "config.json", json.dumps({**settings, "use_cache": True}, indent=2) + "\n")
     write_text_atomically(out / "README.md", responder_card(record))
     write_text_atomically(out / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     shutil.rmtree(out / CHECKPOINTS)
