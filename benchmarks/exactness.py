@@ -21,8 +21,8 @@ from imhi.commands import positive
 from imhi.data import load_suite, resolve_data_root
 from imhi.devices import pick_device, pick_dtype
 from imhi.engines import Decoding, Prompt
+from imhi.engines.transformers_engine import load_engine
 from imhi.errors import run_main
-from imhi.generation import load_engine
 from imhi.provenance import environment, now
 from imhi.talk import progress_bar, say, table
 

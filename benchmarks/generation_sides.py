@@ -189,7 +189,7 @@ def toolkit(work: Work, *, dtype: str = "auto", batching: str | None = None, det
     """The toolkit's engine, as a run loads it."""
     from imhi.checkpoints import locate_generator
     from imhi.engines import Decoding, Prompt
-    from imhi.generation import load_engine
+    from imhi.engines.transformers_engine import load_engine
 
     rows = [work["warm"], *work["rows"]]
     engine = load_engine(

@@ -109,7 +109,7 @@ def test_a_stage_without_its_inputs_is_refused(
 @pytest.mark.parametrize(
     ("model", "lora", "suite", "name"),
     [
-        (None, None, "IMHI", "smollm2"),
+        (None, None, "IMHI", "imhi-smollm2"),
         ("klyang/MentaLLaMA-chat-7B-hf", None, "IMHI", "MentaLLaMA-chat-7B-hf"),
         ("/models/vicuna 33b/", "klyang/lora", "IMHI-completion", "vicuna_33b-lora-IMHI-completion"),
         (None, "adapters/mine", "IMHI", "mine"),

@@ -9,8 +9,8 @@ from imhi.checkpoints import locate_generator
 from imhi.data import parse_dataset_names
 from imhi.devices import pick_device
 from imhi.engines import Decoding, Prompt
+from imhi.engines.transformers_engine import load_engine
 from imhi.errors import UserError
-from imhi.generation import load_engine
 from imhi.labelers.rules import label_by_rule
 from imhi.talk import say
 

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from imhi.checkpoints import GeneratorSpec, load_generator, locate_generator
-from imhi.cpu import keep_freed_memory, pack_linears
 from imhi.data import DataRoot, LoadedSuite, load_suite, resolve_data_root, sha256_of
-from imhi.devices import pick_device, pick_dtype
-from imhi.engines import Completion, Decoding, Engine, Prompt
-from imhi.engines.transformers_engine import TransformersEngine
+from imhi.engines import ENGINES, Completion, Decoding, Engine, EngineRequest, PreparedEngine, Prompt
 from imhi.errors import UserError
 from imhi.provenance import library_versions
 from imhi.runs import Run, open_run
 from imhi.shots import MADE_UP, DatasetShots, shots_of_datasets
 from imhi.talk import progress_bar, say
 
-__all__ = ["GenerationOutcome", "GenerationRequest", "generate_responses", "load_engine"]
+__all__ = ["GenerationOutcome", "GenerationRequest", "generate_responses", "prepare_engine"]
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """What to generate, with what, where to.  Paths and names as the user gave them.
 
+    `engine` is a key of `imhi.engines.ENGINES`, and `engine_options` are the given flags of its own by name.
     `shots` is the number of examples of every label before a prompt (`imhi.shots`), chosen by `shots_seed`.
     """
 
@@ -45,37 +45,13 @@ class GenerationRequest:
     batch_size: int | None = None
     batching: str | None = None
     deterministic: bool = False
+    engine: str = "transformers"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
     decoding: Decoding = field(default_factory=Decoding)
     shots: int = 0
     shots_seed: int = 0
     max_errors: int = 10
     overwrite: bool = False
-
-
-def load_engine(
-    spec: GeneratorSpec,
-    decoding: Decoding,
-    *,
-    device: str,
-    dtype: str,
-    batch_size: int | None = None,
-    batching: str | None = None,
-    deterministic: bool = False,
-    answer_lengths: Mapping[str, int] | None = None,
-) -> TransformersEngine:
-    """Load a located generator into the transformers engine, in the form that suits the device."""
-    generator = load_generator(spec, device=device, dtype=pick_dtype(dtype, device))
-    if device == "cpu":
-        keep_freed_memory()
-        generator.facts["packed_linear_layers"] = pack_linears(generator.model)
-    return TransformersEngine(
-        generator,
-        decoding,
-        batch_size=batch_size,
-        batching=batching,
-        deterministic=deterministic,
-        answer_lengths=answer_lengths,
-    )
 
 
 @dataclass(frozen=True)
@@ -106,26 +82,19 @@ def generate_responses(request: GenerationRequest) -> GenerationOutcome:
     UserError
         On anything the user can mend; with exit code 1 where more than ``max_errors`` rows failed.
     """
-    device = pick_device(cuda=request.cuda, device=request.device)
     root = resolve_data_root(request.data_root)
     say(root.describe())
     suite = load_suite(root, request.suite, datasets=request.datasets, limit=request.limit)
     _say_rows(suite)
-    spec = locate_generator(request.model, lora_path=request.lora_path, llama=request.llama)
+    prepared = prepare_engine(request)
     shots = _choose_shots(root, suite, request)
-    if otherwise := spec.taught_otherwise(form=suite.form, chat_template=request.decoding.chat_template):
-        say(f"note: {spec.adapter_name or spec.name}: {otherwise}; its answers may be no use")
-    configuration = _configuration(request, suite, spec, str(pick_dtype(request.dtype, device)), shots)
+    if otherwise := prepared.caution(suite.form):
+        say(f"note: {prepared.adapter or prepared.model}: {otherwise}; its answers may be no use")
+    configuration = _configuration(request, suite, prepared, shots)
     with open_run(request.output, configuration, overwrite=request.overwrite) as run:
         run.manifest["data_root"] = {"path": str(root.path), "source": root.source, "made_up_samples": root.is_samples}
         done = run.done
-        session = {
-            "model": spec.name,
-            "adapter": spec.adapter_name,
-            "device": device,
-            "batch_size": request.batch_size,
-            "batching": request.batching,
-        }
+        session = {"model": prepared.model, "adapter": prepared.adapter, **prepared.session()}
         if all(row.id in done for row in suite.rows):
             say(f"{request.output}: all {len(suite.rows)} rows were generated before; nothing to do")
             run.begin_session(session)
@@ -134,21 +103,26 @@ def generate_responses(request: GenerationRequest) -> GenerationOutcome:
             if done:
                 say(f"{request.output}: going on, {len(done)} of {len(suite.rows)} rows are done")
                 _say_differences(run.manifest["sessions"], session)
-            engine = load_engine(
-                spec,
-                request.decoding,
-                device=device,
-                dtype=request.dtype,
-                batch_size=request.batch_size,
-                batching=request.batching,
-                deterministic=request.deterministic,
-            )
-            prompts = [
-                Prompt(row.id, row.query, shots[row.dataset].before(row.query) if shots else ()) for row in suite.rows
-            ]
-            engine.check(prompts)
-            _generate_into(run, engine, suite, prompts, request, session)
+            engine = prepared.load()
+            try:
+                prompts = [
+                    Prompt(row.id, row.query, shots[row.dataset].before(row.query) if shots else ())
+                    for row in suite.rows
+                ]
+                engine.check(prompts)
+                _generate_into(run, engine, suite, prompts, request, session)
+            finally:
+                engine.close()
         return GenerationOutcome(request.output, list(suite.files), len(suite.rows), run.failed)
+
+
+def prepare_engine(request: GenerationRequest) -> PreparedEngine:
+    """The engine that a request names, with its flags checked and its model found."""
+    module = import_module(ENGINES[request.engine])
+    names = [one.name for one in fields(EngineRequest) if one.name != "options"]
+    given = {name: getattr(request, name) for name in names}
+    prepared: PreparedEngine = module.prepare(EngineRequest(**given, options=request.engine_options))
+    return prepared
 
 
 def _generate_into(
@@ -159,12 +133,12 @@ def _generate_into(
     request: GenerationRequest,
     session: dict[str, Any],
 ) -> None:
-    first = engine.prompt_token_ids(prompts[0])
+    first = _first_prompt(engine, prompts[0])
     run.begin_session({**session, "engine": engine.describe()})
-    run.manifest.setdefault("first_prompt", {"id": prompts[0].id, "token_ids": first})
-    if run.manifest["first_prompt"]["token_ids"] != first:
+    run.manifest.setdefault("first_prompt", first)
+    if run.manifest["first_prompt"] != first:
         raise UserError(
-            f"{run.folder}: the first prompt's token ids differ from the earlier session's; "
+            f"{run.folder}: the first prompt differs from the earlier session's; "
             "the tokenizer or its library changed, so answers would not be comparable: --overwrite starts anew"
         )
     batching = engine.describe().get("batch_plan", {}).get("batching")
@@ -211,6 +185,15 @@ def _generate_into(
     _say_outcome(run, suite)
 
 
+def _first_prompt(engine: Engine, prompt: Prompt) -> dict[str, Any]:
+    """What tells that prompts are made as in an earlier session: token ids, or a digest where a server makes them."""
+    ids = engine.prompt_token_ids(prompt)
+    if ids is not None:
+        return {"id": prompt.id, "token_ids": ids}
+    texts = [*(text for shot in prompt.shots for text in (shot.query, shot.answer)), prompt.text]
+    return {"id": prompt.id, "sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
+
+
 def _rate(tokens: int, started: float) -> str:
     return f"{tokens / max(time.monotonic() - started, 1e-6):.0f} tokens/s"
 
@@ -218,23 +201,18 @@ def _rate(tokens: int, started: float) -> str:
 def _configuration(
     request: GenerationRequest,
     suite: LoadedSuite,
-    spec: GeneratorSpec,
-    dtype: str,
+    prepared: PreparedEngine,
     shots: Mapping[str, DatasetShots],
 ) -> dict[str, Any]:
     """Everything that decides the responses.  Batch size, device and error limit are recorded per session instead."""
     return {
-        "engine": TransformersEngine.name,
+        "engine": request.engine,
         "test_dataset": suite.suite,
         "rows": suite.counts(),
         "data_files": {name: "sha256:" + sha256_of(path) for name, path in suite.files.items()},
-        **spec.identity(),
-        "dtype": dtype.removeprefix("torch."),
+        **prepared.configuration(),
         "decoding": asdict(request.decoding),
         **({"shots": _shots_facts(request, shots)} if shots else {}),
-        **({"deterministic": True} if request.deterministic else {}),
-        # In whole batches, answers are drawn batch by batch.
-        **({"batch_size": request.batch_size} if request.decoding.do_sample else {}),
     }
 
 
@@ -259,7 +237,7 @@ def _choose_shots(root: DataRoot, suite: LoadedSuite, request: GenerationRequest
 def _say_differences(sessions: list[dict[str, Any]], session: dict[str, Any]) -> None:
     """Say what may move an answer's last bits between the earlier session and this one."""
     earlier, here = sessions[-1], {**session, "libraries": library_versions()}
-    for name in ("batch_size", "batching", "device", "libraries"):
+    for name in [*(name for name in session if name not in ("model", "adapter")), "libraries"]:
         if earlier.get(name) != here[name]:
             say(f"note: {name} was {earlier.get(name)}, is {here[name]}; rounding, and so a few answers, may differ")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imhi.benchmark import SUITES
 from imhi.commands import (
@@ -15,7 +16,7 @@ from imhi.commands import (
     decoding_from,
     positive,
 )
-from imhi.engines import BATCHING
+from imhi.engines import BATCHING, ENGINES
 from imhi.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         "--data_root", help="folder in the published layout (default $IMHI_DATA, else made-up sample rows)"
     )
     add_device_arguments(parser)
+    parser.add_argument(
+        "--engine", choices=list(ENGINES), default="transformers", help="what runs the model (default transformers)"
+    )
+    for name, module in ENGINES.items():
+        import_module(module).add_arguments(parser.add_argument_group(f"--engine {name}"))
     parser.add_argument(
         "--batch_size", type=positive, help="rows at once, at most (default: what suits the device and its memory)"
     )
@@ -110,12 +116,32 @@ def generation_request(arguments: argparse.Namespace, output: Path) -> Generatio
         batch_size=arguments.batch_size,
         batching=arguments.batching,
         deterministic=arguments.deterministic,
+        engine=arguments.engine,
+        engine_options=_engine_options(arguments),
         decoding=decoding,
         shots=arguments.shots,
         shots_seed=arguments.shots_seed or 0,
         max_errors=arguments.max_errors,
         overwrite=arguments.overwrite,
     )
+
+
+def _engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The given flags of the chosen engine's own, by name; UserError on those of another."""
+    own: dict[str, Any] = {}
+    strange: dict[str, str] = {}
+    for name, module_name in ENGINES.items():
+        module, parser = import_module(module_name), argparse.ArgumentParser(add_help=False)
+        module.add_arguments(parser)
+        given = {action.dest for action in parser._actions if hasattr(arguments, action.dest)}
+        if name == arguments.engine or name in getattr(import_module(ENGINES[arguments.engine]), "ALSO_TAKES", ()):
+            own |= {flag: getattr(arguments, flag) for flag in given}
+        else:
+            strange |= dict.fromkeys(given, name)
+    for flag, name in strange.items():
+        if flag not in own:
+            raise UserError(f"--{flag} is a flag of --engine {name}; add that, or leave --{flag} out")
+    return own
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from imhi.batching import plan_token_batches, run_split
-from imhi.checkpoints import Generator
-from imhi.engines import Completion, Decoding, OnStep, Prompt
+from imhi.checkpoints import Generator, GeneratorSpec, load_generator, locate_generator
+from imhi.cpu import keep_freed_memory, pack_linears
+from imhi.devices import pick_device, pick_dtype
+from imhi.engines import Completion, Decoding, EngineRequest, OnStep, Prompt
 from imhi.engines.in_flight import InFlight, Limits, Request, common_beginning, shared_prefixes, why_not_in_flight
 from imhi.engines.limits import plan_limits
 from imhi.errors import UserError
@@ -22,7 +24,7 @@ from imhi.talk import say
 if TYPE_CHECKING:
     from transformers import TextStreamer
 
-__all__ = ["TransformersEngine"]
+__all__ = ["TransformersEngine", "add_arguments", "load_engine", "prepare"]
 
 
 class TransformersEngine:
@@ -212,6 +214,9 @@ class TransformersEngine:
             return self._no_room(prompt, len(ids))
         return self._generate([prompt], [(ids, truncated)], streamer=streamer)[0]
 
+    def close(self) -> None:
+        """Nothing outlives a call."""
+
     def _plan(
         self, encoded: Sequence[tuple[list[int], bool]], possible: Sequence[int], limits: Limits
     ) -> list[list[int]]:
@@ -354,3 +359,87 @@ def _raw_text(prompt: Prompt) -> str:
     # A prompt of the completion form ends in a space already.
     before = [f"{shot.query}{'' if shot.query.endswith(' ') else ' '}{shot.answer}\n\n" for shot in prompt.shots]
     return "".join(before) + prompt.text
+
+
+def load_engine(
+    spec: GeneratorSpec,
+    decoding: Decoding,
+    *,
+    device: str,
+    dtype: str,
+    batch_size: int | None = None,
+    batching: str | None = None,
+    deterministic: bool = False,
+    answer_lengths: Mapping[str, int] | None = None,
+) -> TransformersEngine:
+    """Load a located generator into the engine, in the form that suits the device."""
+    generator = load_generator(spec, device=device, dtype=pick_dtype(dtype, device))
+    if device == "cpu":
+        keep_freed_memory()
+        generator.facts["packed_linear_layers"] = pack_linears(generator.model)
+    return TransformersEngine(
+        generator,
+        decoding,
+        batch_size=batch_size,
+        batching=batching,
+        deterministic=deterministic,
+        answer_lengths=answer_lengths,
+    )
+
+
+# --- the engine by its name -----------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: Any) -> None:
+    """No flags of its own: it is what the common ones speak of."""
+
+
+def prepare(request: EngineRequest) -> PreparedTransformers:
+    """Find and check the model; raises UserError on anything the user can mend."""
+    device = pick_device(cuda=request.cuda, device=request.device)
+    spec = locate_generator(request.model, lora_path=request.lora_path, llama=request.llama)
+    return PreparedTransformers(request, spec, device)
+
+
+@dataclass(frozen=True)
+class PreparedTransformers:
+    """A located checkpoint and where it will run."""
+
+    request: EngineRequest
+    spec: GeneratorSpec
+    device: str
+
+    @property
+    def model(self) -> str:
+        return self.spec.name
+
+    @property
+    def adapter(self) -> str | None:
+        return self.spec.adapter_name
+
+    def configuration(self) -> dict[str, Any]:
+        dtype = str(pick_dtype(self.request.dtype, self.device)).removeprefix("torch.")
+        return {
+            **self.spec.identity(),
+            "dtype": dtype,
+            **({"deterministic": True} if self.request.deterministic else {}),
+            # In whole batches, answers are drawn batch by batch.
+            **({"batch_size": self.request.batch_size} if self.request.decoding.do_sample else {}),
+        }
+
+    def session(self) -> dict[str, Any]:
+        return {"device": self.device, "batch_size": self.request.batch_size, "batching": self.request.batching}
+
+    def caution(self, form: str) -> str | None:
+        return self.spec.taught_otherwise(form=form, chat_template=self.request.decoding.chat_template)
+
+    def load(self) -> TransformersEngine:
+        return load_engine(
+            self.spec,
+            self.request.decoding,
+            device=self.device,
+            dtype=self.request.dtype,
+            batch_size=self.request.batch_size,
+            batching=self.request.batching,
+            deterministic=self.request.deterministic,
+        )

@@ -104,7 +104,7 @@ def make_trainer(
         return disable_input_dtype_casting(model) if arguments.bf16 and hasattr(model, "peft_config") else nullcontext()
 
     begun = time.monotonic()
-    before: list[float | None] = [None]
+    earlier: list[float] = []
 
     class ResponderTrainer(Trainer):
         control: Any
@@ -121,9 +121,9 @@ def make_trainer(
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
             """The history, with the seconds that the training has taken in all its sessions."""
-            if before[0] is None:
-                before[0] = max((entry.get("seconds", 0.0) for entry in self.state.log_history), default=0.0)
-            super().log({**logs, "seconds": round(before[0] + time.monotonic() - begun, 1)}, start_time)
+            if not earlier:
+                earlier.append(max((entry.get("seconds", 0.0) for entry in self.state.log_history), default=0.0))
+            super().log({**logs, "seconds": round(earlier[0] + time.monotonic() - begun, 1)}, start_time)
 
         def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
             """The sum of weights of a whole step, over its parts and all devices: a step is the same however it is split."""
