@@ -1,4 +1,4 @@
-"""Write the figures of the packaged label classifiers into README.md and docs/label-classifiers.md.
+"""Write the figures of the packaged label classifiers into docs/label-classifiers.md.
 
     python tools/make_labeler_tables.py          # after `imhi train labelers` and copying its folders into the package
     python tools/make_labeler_tables.py --check  # exit 1 where a document says something else
@@ -147,8 +147,7 @@ BLOCKS = {
     "training": training,
 }
 DOCUMENTS = {
-    "README.md": ("accuracies", "summary"),
-    "docs/label-classifiers.md": ("accuracies", "misses", "details", "unclear", "training"),
+    "docs/label-classifiers.md": ("accuracies", "summary", "misses", "details", "unclear", "training"),
 }
 
 
