@@ -25,6 +25,7 @@ benchmark-cpu: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/labelling.py
 	$(BIN)/python benchmarks/bartscore.py --shape large
 	$(BIN)/python benchmarks/text_metrics.py
+	$(BIN)/python benchmarks/openai_client.py
 	$(BIN)/python tools/make_benchmark_tables.py
 
 # The same on a GPU, where its torch is installed already: make benchmark-cuda BIN=FOLDER_OF_PYTHON

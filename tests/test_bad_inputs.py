@@ -431,7 +431,7 @@ MISTAKES = {
     "run is a file": mistake("score.py --gen_dir_name {file}", "{file} is a file; expected a folder"),
     "empty run": mistake("score.py --gen_dir_name ''", "--gen_dir_name is empty"),
     "nothing to score": mistake("score.py --gen_dir_name {answers[empty]}", "{answers[empty]}: no file named after"),
-    "GPT3_score": mistake("score.py --score_method GPT3_score", "not available yet; choose bart_score"),
+    "GPT3_score": mistake("score.py --score_method GPT3_score --gpt_direction 'src->hypo'", "has no source text"),
     "a flag of another metric": mistake("score.py --score_method bleu --bert_model x", "--bert_model has no effect"),
     "a direction of another metric": mistake(
         "score.py --score_method bert_score --bart_direction both", "--bart_direction has no effect"

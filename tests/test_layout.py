@@ -23,11 +23,12 @@ FLOORS = (
         "statistics",
         "pairing",
         "agreement",
+        "remote",
     },
     {"data", "checkpoints", "fetch"},
-    {"engines", "labelers", "metrics", "audit", "shots"},
+    {"engines", "labelers", "metrics", "audit", "shots", "prompts"},
     {"runs", "labelling", "scoring", "generation", "rule_labelling", "asking", "demo", "training"},
-    {"rows", "kept", "results", "humans", "exclusions", "measures", "failures"},
+    {"rows", "kept", "results", "humans", "exclusions", "measures", "failures", "lm_eval_export"},
     {"comparable", "comparison", "regression", "report", "pipeline"},
     {"commands", "cli"},
 )
@@ -45,6 +46,10 @@ HEAVY = {
     "scipy",
     "jinja2",
     "matplotlib",
+    "aiohttp",
+    "ray",
+    "vllm",
+    "accelerate",
 }
 
 

@@ -257,8 +257,6 @@ def test_the_command_prints_a_table(run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--score_method", "GPT3_score"], "GPT-score is not available yet"),
-        (["--score_method", "gpt_score"], "GPT-score is not available yet"),
         (["--score_method", "bleu", "--datasets", "CAMS"], "no file for CAMS"),
         (["--score_method", "bleu", "--num_layers", "4"], "--num_layers has no effect"),
         (["--score_method", "bert_score", "--bert_model", TINY_BERT], "--num_layers"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from imhi.errors import UserError
 from imhi.measures import Measure, measures_of
+from imhi.prompts import DEFAULT_STYLE
 from imhi.results import UNRECORDED, DatasetResults, RunResults
 
 __all__ = ["cautions_of", "comparable_datasets", "shared_measures"]
@@ -124,6 +125,11 @@ def _settings_that_differ(first: RunResults, second: RunResults) -> list[str]:
     examples = [(run.configuration.get("shots") or {}).get("per_label", 0) for run in (first, second)]
     if first.configuration.get("shots") != second.configuration.get("shots"):
         found.append(f"examples of every label before each prompt: {examples[0]} / {examples[1]}")
+    styles = [run.configuration.get("prompt_style") or {"name": DEFAULT_STYLE} for run in (first, second)]
+    if styles[0] != styles[1]:
+        names = [style["name"] for style in styles]
+        asked = f"{names[0]} / {names[1]}" if names[0] != names[1] else f"{names[0]}, of two versions of the toolkit"
+        found.append(f"prompts are worded differently: --prompt_style {asked}")
     unlike = [
         f"{name} {mine.get(name)} / {theirs.get(name)}"
         for name in dict.fromkeys([*mine, *theirs])

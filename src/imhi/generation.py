@@ -12,9 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from imhi.data import DataRoot, LoadedSuite, load_suite, resolve_data_root, sha256_of
+from imhi.benchmark import DATASETS
+from imhi.data import DataRoot, LoadedSuite, Row, load_suite, resolve_data_root, sha256_of
 from imhi.engines import ENGINES, Completion, Decoding, Engine, EngineRequest, PreparedEngine, Prompt
 from imhi.errors import UserError
+from imhi.prompts import DEFAULT_STYLE, STYLES, style_facts, styled, styled_shots
 from imhi.provenance import library_versions
 from imhi.runs import Run, open_run
 from imhi.shots import MADE_UP, DatasetShots, shots_of_datasets
@@ -28,7 +30,8 @@ class GenerationRequest:
     """What to generate, with what, where to.  Paths and names as the user gave them.
 
     `engine` is a key of `imhi.engines.ENGINES`, and `engine_options` are the given flags of its own by name.
-    `shots` is the number of examples of every label before a prompt (`imhi.shots`), chosen by `shots_seed`.
+    `shots` is the number of examples of every label before a prompt (`imhi.shots`), chosen by `shots_seed`;
+    `prompt_style`, a key of `imhi.prompts.STYLES`, is how both are worded.
     """
 
     output: Path
@@ -50,6 +53,7 @@ class GenerationRequest:
     decoding: Decoding = field(default_factory=Decoding)
     shots: int = 0
     shots_seed: int = 0
+    prompt_style: str = DEFAULT_STYLE
     max_errors: int = 10
     overwrite: bool = False
 
@@ -88,6 +92,9 @@ def generate_responses(request: GenerationRequest) -> GenerationOutcome:
     _say_rows(suite)
     prepared = prepare_engine(request)
     shots = _choose_shots(root, suite, request)
+    if request.prompt_style != DEFAULT_STYLE:
+        say(f"prompts are worded as --prompt_style {request.prompt_style}: {STYLES[request.prompt_style].title}")
+    prompts = [_prompt(row, suite.form, shots, request.prompt_style) for row in suite.rows]
     if otherwise := prepared.caution(suite.form):
         say(f"note: {prepared.adapter or prepared.model}: {otherwise}; its answers may be no use")
     configuration = _configuration(request, suite, prepared, shots)
@@ -105,15 +112,20 @@ def generate_responses(request: GenerationRequest) -> GenerationOutcome:
                 _say_differences(run.manifest["sessions"], session)
             engine = prepared.load()
             try:
-                prompts = [
-                    Prompt(row.id, row.query, shots[row.dataset].before(row.query) if shots else ())
-                    for row in suite.rows
-                ]
                 engine.check(prompts)
                 _generate_into(run, engine, suite, prompts, request, session)
             finally:
                 engine.close()
         return GenerationOutcome(request.output, list(suite.files), len(suite.rows), run.failed)
+
+
+def _prompt(row: Row, form: str, shots: Mapping[str, DatasetShots], style: str) -> Prompt:
+    before = shots[row.dataset].before(row.query) if shots else ()
+    if style == DEFAULT_STYLE:
+        # As it stands in the file: users' own rows need not be worded as the benchmark's.
+        return Prompt(row.id, row.query, before)
+    dataset = DATASETS[row.dataset]
+    return Prompt(row.id, styled(row.query, dataset, form, style), styled_shots(before, dataset, form, style))
 
 
 def prepare_engine(request: GenerationRequest) -> PreparedEngine:
@@ -213,6 +225,11 @@ def _configuration(
         **prepared.configuration(),
         "decoding": asdict(request.decoding),
         **({"shots": _shots_facts(request, shots)} if shots else {}),
+        **(
+            {"prompt_style": style_facts(request.prompt_style, suite.form)}
+            if request.prompt_style != DEFAULT_STYLE
+            else {}
+        ),
     }
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "output_folder",
     "read_folder",
     "read_record",
+    "unlabelled",
     "write_correctness",
 ]
 
@@ -83,6 +84,30 @@ def output_folder(out: Path, data: Path) -> Path:
     return out
 
 
+def unlabelled(
+    responses: Mapping[str, ResponseFile], labelers: Mapping[str, Labeler], out: Path, *, overwrite: bool = False
+) -> list[str]:
+    """Names of the datasets that `label_folder` would label, in its order: those that it would not skip."""
+    records = read_record(out / RECORD)["datasets"] if (out / RECORD).exists() else {}
+    return [
+        name
+        for name in responses
+        if name in labelers
+        and (
+            overwrite or not _is_labelled(records.get(name), _key(responses[name], labelers[name]), out / f"{name}.csv")
+        )
+    ]
+
+
+def _key(response: ResponseFile, labeler: Labeler) -> dict[str, Any]:
+    """What the labels of a file depend on."""
+    return {"input_sha256": sha256_of(response.path), **labeler.identity()}
+
+
+def _is_labelled(record: dict[str, Any] | None, key: dict[str, Any], target: Path) -> bool:
+    return record is not None and target.exists() and record["key"] == key
+
+
 def label_folder(
     responses: Mapping[str, ResponseFile], labelers: Mapping[str, Labeler], out: Path, *, overwrite: bool = False
 ) -> dict[str, dict[str, Any]]:
@@ -118,9 +143,9 @@ def _label_folder(
     ran_in = environment()
     for name in todo:
         response, target = responses[name], out / f"{name}.csv"
-        key = {"input_sha256": sha256_of(response.path), **labelers[name].identity()}
+        key = _key(response, labelers[name])
         record = records.get(name)
-        if record and not overwrite and target.exists() and record["key"] == key:
+        if not overwrite and _is_labelled(record, key, target):
             say(f"{name}: already labelled in {target}, input and labeler unchanged; skipped (--overwrite repeats it)")
         else:
             if record and not overwrite:

@@ -196,7 +196,8 @@ class Run:
         """Close the open session in the manifest: end time, counts, facts known only now."""
         self.manifest["sessions"][-1].update(ended=now(), **facts)
         self.manifest["counts"] = self.counts(rows)
-        complete = all(row.id in self.done for row in rows)
+        done = self.done
+        complete = all(row.id in done for row in rows)
         self.manifest["ended"] = (self.manifest.get("ended") or now()) if complete else None
         self.write_manifest()
 

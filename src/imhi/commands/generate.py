@@ -18,6 +18,7 @@ from imhi.commands import (
 )
 from imhi.engines import BATCHING, ENGINES
 from imhi.errors import UserError
+from imhi.prompts import DEFAULT_STYLE, STYLES
 
 if TYPE_CHECKING:
     from imhi.generation import GenerationRequest
@@ -80,6 +81,14 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         "--shots_seed", type=int, metavar="S", help="with --shots: another seed, other examples (default 0)"
     )
     parser.add_argument(
+        "--prompt_style",
+        choices=list(STYLES),
+        default=DEFAULT_STYLE,
+        help="how prompts are worded, after the evaluation paper (src/imhi/prompt_styles.json):\n"
+        + "".join(f"{name}: {style.title}\n" for name, style in STYLES.items())
+        + f"(default {DEFAULT_STYLE})",
+    )
+    parser.add_argument(
         "--max_errors", type=int, default=10, help="stop after more than this many failed rows (default 10)"
     )
     parser.add_argument("--overwrite", action="store_true", help="discard an earlier run in the same folder")
@@ -121,6 +130,7 @@ def generation_request(arguments: argparse.Namespace, output: Path) -> Generatio
         decoding=decoding,
         shots=arguments.shots,
         shots_seed=arguments.shots_seed or 0,
+        prompt_style=arguments.prompt_style,
         max_errors=arguments.max_errors,
         overwrite=arguments.overwrite,
     )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from imhi.benchmark import DATASETS
 from imhi.commands import add_datasets_argument, add_device_arguments, positive
 from imhi.data import ResponseFile, parse_dataset_names
+from imhi.engines.ray_pool import add_pool_arguments, open_pool
 from imhi.errors import UserError
+from imhi.labelers import Labeler
 from imhi.talk import say, show
 
 DESCRIPTION = (
@@ -56,9 +60,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch_size", type=positive, help="texts a batch at most (default: as many as suit the device)"
     )
+    parser.add_argument(
+        "--engine",
+        choices=["transformers", "ray"],
+        default="transformers",
+        help="what runs the classifiers: this process (default), or Ray workers",
+    )
+    add_pool_arguments(parser.add_argument_group("--engine ray"))
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.engine == "ray" and (arguments.rules is not None or arguments.labelled):
+        raise UserError("--engine ray has no effect where no classifier runs; leave it out")
+    if arguments.engine != "ray" and (given := _pool_options(arguments)):
+        raise UserError(f"--{next(iter(given))} is a flag of --engine ray; add that, or leave it out")
     if arguments.rules is not None:
         return _label_by_rules(arguments)
     if arguments.labelled:
@@ -109,11 +124,38 @@ def _label_with_classifiers(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         skip_missing=arguments.skip_missing,
     )
-    records = label_folder(responses, labelers, output_folder(out, data), overwrite=arguments.overwrite)
+    output_folder(out, data)
+    with _spread(labelers, responses, out, arguments, gpus=int(device != "cpu")) as spread:
+        records = label_folder(responses, spread, out, overwrite=arguments.overwrite)
     show(counts_table(records))
     if arguments.calculate:
         _compare(read_folder(out, list(records)), out, overwrite=arguments.overwrite)
     return 0
+
+
+def _pool_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("workers", "ray_address") if hasattr(arguments, name)}
+
+
+@contextmanager
+def _spread(
+    labelers: Mapping[str, Labeler],
+    responses: Mapping[str, ResponseFile],
+    out: Path,
+    arguments: argparse.Namespace,
+    *,
+    gpus: int,
+) -> Iterator[Mapping[str, Labeler]]:
+    """The labelers; with --engine ray, those that have something to label spread over workers."""
+    from imhi.labelers.pooled import over_workers
+    from imhi.labelling import unlabelled
+
+    names = unlabelled(responses, labelers, out, overwrite=arguments.overwrite) if arguments.engine == "ray" else []
+    if not names:
+        yield labelers
+        return
+    with open_pool(_pool_options(arguments), gpus=gpus) as pool:
+        yield {**labelers, **over_workers(labelers, {name: responses[name].generated for name in names}, pool)}
 
 
 def _compare_only(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from imhi.checkpoints import DEFAULT_MODEL
 from imhi.commands import add_model_arguments
 from imhi.commands.generate import add_generation_arguments, generation_request
 from imhi.commands.report import add_report_options, report_options
-from imhi.commands.score import METHODS, OWN_METHODS, add_metric_arguments, metric_options
+from imhi.commands.score import GPT_SCORE, METHODS, OWN_METHODS, add_metric_arguments, chosen_metrics, metric_options
 from imhi.errors import UserError
 
 DESCRIPTION = (
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stages.add_argument(
         "--score_method",
         nargs="+",
-        choices=[*METHODS, *OWN_METHODS, "all"],
+        choices=[*METHODS, *OWN_METHODS, "all", *GPT_SCORE],
         help="metrics (default bleu rouge bert_score, and bart_score where a --bart_ flag is given)",
     )
     add_metric_arguments(parser)
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from imhi.runs import run_folder
 
     name = arguments.model_output_path or default_name(
-        arguments.model_path, arguments.lora_path, arguments.test_dataset
+        arguments.model_path or getattr(arguments, "model", None), arguments.lora_path, arguments.test_dataset
     )
     request = generation_request(arguments, run_folder(name))
     from imhi.checkpoints import locate
@@ -67,8 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     device = pick_device(cuda=arguments.cuda, device=arguments.device)
     bart = any((arguments.bart_model, arguments.bart_weights, arguments.bart_direction))
-    asked = arguments.score_method or []
-    named = [*dict.fromkeys(name for one in asked for name in (METHODS if one == "all" else [one]))]
+    named = chosen_metrics(arguments.score_method or [])
     chosen = named or [*WITHOUT_A_CHECKPOINT, *(["bart_score"] if bart else [])]
     options = metric_options(arguments, chosen, {"device": device, "dtype": "float32" if device == "cpu" else "auto"})
     complaint = run_pipeline(

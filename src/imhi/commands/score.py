@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 
 from imhi.commands import add_datasets_argument, add_device_arguments, positive
 from imhi.errors import UserError
+from imhi.metrics.gpt_templates import DEFAULT_TEMPLATE, TEMPLATES
 
 DESCRIPTION = (
-    "Score generated responses against the gold responses: BART-score, BERTScore, BLEU, ROUGE, coverage.\n"
+    "Score generated responses against the gold responses: BART-score, BERTScore, BLEU, ROUGE, coverage, GPT-score.\n"
     "Writes scores.json and scores/DATASET.csv (a value per row) into the folder; values that are there already,\n"
     "of the same signature and texts, are kept."
 )
@@ -17,8 +19,12 @@ DESCRIPTION = (
 METHODS = ("bart_score", "bert_score", "bleu", "rouge")
 # Metrics of this toolkit's own, which "all" leaves out: docs/human-agreement.md.
 OWN_METHODS = ("coverage", "info_gain")
-# Accepted names of a method that is not here yet.
+# The published name and ours; "all" leaves it out, since its model decides everything.
 GPT_SCORE = ("GPT3_score", "gpt_score")
+GPT_FLAGS = (
+    *("gpt_model", "gpt_direction", "gpt_template"),
+    *("gpt_api_base", "gpt_api_model", "gpt_api_key_env", "gpt_allow_remote"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--score_method",
         choices=[*METHODS, *OWN_METHODS, "all", *GPT_SCORE],
         default="bart_score",
-        help="metric (default bart_score, as published; all: the published four; coverage, info_gain: how much of the\n"
-        "gold comes back in the answer; GPT3_score is not available yet)",
+        help="metric (default bart_score, as published; all: the first four; coverage, info_gain: how much of the\n"
+        "gold comes back in the answer; GPT3_score, or gpt_score: log P(gold | answer) by a causal model)",
     )
     add_datasets_argument(parser)
     add_device_arguments(parser, dtype="float32 on the CPU, auto on a GPU")
@@ -39,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="compute values again that are there already")
     add_metric_arguments(parser)
+    parser.add_argument(
+        "--allow_remote", dest="gpt_allow_remote", action="store_true", help="the same as --gpt_allow_remote"
+    )
 
 
 def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,13 +75,50 @@ def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["published", "reverse", "both"],
         help="P(gold | generated) as published (default), P(generated | gold), or both and their mean",
     )
+    gpt = parser.add_argument_group("gpt_score (GPT3_score)")
+    gpt.add_argument("--gpt_model", help="causal model: folder, GGUF file or hub id (default embedded:smollm2)")
+    gpt.add_argument(
+        "--gpt_direction",
+        metavar="{hypo-to-ref,ref-to-hypo,both}",
+        help="the text that is read, and the text that is scored: P(gold | generated) (default), P(generated | gold),\n"
+        "or both and their mean; also as 'ref|hypo' and 'hypo|ref'",
+    )
+    gpt.add_argument(
+        "--gpt_template",
+        choices=list(TEMPLATES),
+        metavar="NAME",
+        help=f"what stands around the texts (src/imhi/metrics/gpt_templates.json):\n{_in_lines(TEMPLATES)}\n"
+        f"(default {DEFAULT_TEMPLATE}: nothing, as published)",
+    )
+    gpt.add_argument(
+        "--gpt_api_base",
+        metavar="URL",
+        help="instead of --gpt_model: an OpenAI-compatible server, up to /v1, that echoes log-probabilities (vLLM does)",
+    )
+    gpt.add_argument("--gpt_api_model", metavar="NAME", help="the model's name on that server")
+    gpt.add_argument("--gpt_api_key_env", metavar="VARIABLE", help="environment variable that holds that server's key")
+    gpt.add_argument(
+        "--gpt_allow_remote",
+        action="store_true",
+        help="answers and golds may be sent to --gpt_api_base on another machine",
+    )
+
+
+def _in_lines(names: Iterable[str]) -> str:
+    return textwrap.fill(", ".join(names), 100, break_on_hyphens=False)
+
+
+def chosen_metrics(methods: Sequence[str]) -> list[str]:
+    """Names of `imhi.metrics.METRICS` for names of ``--score_method``, each once."""
+    named = {"all": METHODS, **dict.fromkeys(GPT_SCORE, ("gpt_score",))}
+    return [*dict.fromkeys(name for method in methods for name in named.get(method, (method,)))]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.score_method in GPT_SCORE:
-        raise UserError(
-            f"--score_method {arguments.score_method}: GPT-score is not available yet; choose {', '.join(METHODS)} or all"
-        )
+    if arguments.gpt_api_base:
+        for flag in ("batch_size", "dtype", "device", "cuda"):
+            if getattr(arguments, flag):
+                raise UserError(f"--{flag} has no effect with --gpt_api_base; leave it out")
     from imhi.data import parse_dataset_names
     from imhi.metrics import METRICS
     from imhi.runs import find_run
@@ -80,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     from imhi.talk import show
 
     folder = find_run(arguments.gen_dir_name, flag="--gen_dir_name")
-    chosen = METHODS if arguments.score_method == "all" else (arguments.score_method,)
+    chosen = chosen_metrics([arguments.score_method])
     from imhi.devices import pick_device
 
     device = pick_device(cuda=arguments.cuda, device=arguments.device)
@@ -113,6 +159,7 @@ def metric_options(
         for name, flags in (
             ("bert_score", ("bert_model", "num_layers", "rescale_with_baseline", "bert_baseline")),
             ("bart_score", ("bart_model", "bart_weights", "bart_direction")),
+            ("gpt_score", GPT_FLAGS),
         )
     }
     for name, flags in given.items():
@@ -132,5 +179,15 @@ def metric_options(
             "model": arguments.bart_model or "facebook/bart-large-cnn",
             "weights": arguments.bart_weights,
             "direction": arguments.bart_direction or "published",
+        },
+        "gpt_score": {
+            **shared,
+            "model": arguments.gpt_model,
+            "direction": arguments.gpt_direction or "hypo-to-ref",
+            "template": arguments.gpt_template or DEFAULT_TEMPLATE,
+            "api_base": arguments.gpt_api_base,
+            "api_model": arguments.gpt_api_model,
+            "api_key_env": arguments.gpt_api_key_env,
+            "allow_remote": arguments.gpt_allow_remote,
         },
     }

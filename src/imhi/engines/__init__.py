@@ -33,6 +33,9 @@ __all__ = [
 # --engine → the module that has it.
 ENGINES = {
     "transformers": "imhi.engines.transformers_engine",
+    "openai": "imhi.engines.openai_engine",
+    "vllm": "imhi.engines.vllm_engine",
+    "ray": "imhi.engines.ray_engine",
 }
 
 # How rows share the device: entering and leaving one by one, or in whole batches.

@@ -18,6 +18,14 @@ from imhi.devices import pick_device, pick_dtype
 from imhi.engines import Completion, Decoding, EngineRequest, OnStep, Prompt
 from imhi.engines.in_flight import InFlight, Limits, Request, common_beginning, shared_prefixes, why_not_in_flight
 from imhi.engines.limits import plan_limits
+from imhi.engines.prompt_ids import (
+    answer_room,
+    cut_answer,
+    failure,
+    no_room,
+    prompt_token_ids,
+    require_chat_template,
+)
 from imhi.errors import UserError
 from imhi.talk import say
 
@@ -68,8 +76,7 @@ class TransformersEngine:
         self.memory_splits: list[int] = []
         self.limits: Limits | None = None
         self._flight: InFlight | None = None
-        if decoding.chat_template and not generator.tokenizer.chat_template:
-            raise UserError("--chat_template: this model's tokenizer has no chat template; leave the flag out")
+        require_chat_template(generator.tokenizer, decoding)
         obstacle = None if batching == "buckets" else why_not_in_flight(generator)
         if obstacle and batching == "in-flight":
             raise UserError(f"--batching in-flight: this model cannot ({obstacle}); leave the flag out")
@@ -95,24 +102,13 @@ class TransformersEngine:
         return asdict(self._flight.figures) if self._flight else {}
 
     def prompt_token_ids(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt: raw text with the tokenizer's own special tokens, or its chat template.
-
-        Examples before the prompt are turns of their own in a chat; in raw text, prompt and answer stand in one
-        paragraph, with an empty line after each.  A doubled beginning-of-sequence token is dropped, and so is an
-        end-of-sequence token that a causal model's tokenizer appends: the model would take the prompt for finished.
-        """
-        tokenizer = self.generator.tokenizer
-        if self.decoding.chat_template:
-            text = tokenizer.apply_chat_template(_turns(prompt), add_generation_prompt=True, tokenize=False)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        else:
-            ids = tokenizer(_raw_text(prompt))["input_ids"]
-        while len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
-            ids = ids[1:]
-        closes_itself = self.generator.kind == "causal" and not self.decoding.chat_template
-        if closes_itself and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]
-        return ids
+        """Token ids of a prompt: `imhi.engines.prompt_ids.prompt_token_ids`."""
+        return prompt_token_ids(
+            self.generator.tokenizer,
+            prompt,
+            chat_template=self.decoding.chat_template,
+            causal=self.generator.kind == "causal",
+        )
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises UserError where examples take half or more of an encoder's positions: prompts are cut at the end."""
@@ -179,7 +175,7 @@ class TransformersEngine:
         ]
         for answers in self._flight.complete(groups, beginning=beginning, on_step=self._on_step):
             yield [
-                self._failure(prompts[answer.at], len(encoded[answer.at][0]), answer.error)
+                failure(prompts[answer.at], len(encoded[answer.at][0]), answer.error)
                 if answer.error
                 else self._completion(prompts[answer.at], encoded[answer.at], answer.ids)
                 for answer in answers
@@ -201,7 +197,7 @@ class TransformersEngine:
                 return self._generate([prompts[at] for at in part], [encoded[at] for at in part])
 
             def failed(at: int, error: Exception) -> list[Completion]:
-                return [self._failure(prompts[at], len(encoded[at][0]), error)]
+                return [failure(prompts[at], len(encoded[at][0]), error)]
 
             for _, completions in run_split(rows, work, on_split=self._note_split, on_failure=failed):
                 if fresh := [completion for completion in completions if completion.id not in done]:
@@ -244,44 +240,30 @@ class TransformersEngine:
 
     def _room(self, prompt_tokens: int) -> int:
         """New tokens that a prompt of this length may get."""
-        room = self.decoding.max_new_tokens
-        if self.generator.kind == "causal":
-            for limit in (self.decoding.max_length, self.generator.context):
-                if limit is not None:
-                    room = min(room, limit - prompt_tokens)
-        else:
-            # Decoder positions are counted from 0 and start with the decoder's start token.
-            for limit in (self.decoding.max_length, self.generator.context):
-                if limit is not None:
-                    room = min(room, limit - 1)
-        return room
+        # An encoder-decoder's answer has the decoder's positions for itself, but for its start token.
+        taken = prompt_tokens if self.generator.kind == "causal" else 1
+        return answer_room(taken, self.decoding, self.generator.context)
 
     def _limit(self, prompt: Prompt, prompt_tokens: int) -> int:
         """New tokens after which a row is over, whatever it says."""
         room = self._room(prompt_tokens)
         return min(room, self.answer_lengths[prompt.id]) if self.answer_lengths else room
 
-    def _failure(self, prompt: Prompt, prompt_tokens: int, error: Exception) -> Completion:
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
-        return Completion(prompt.id, "", prompt_tokens, 0, "error", error=reason[:500])
-
     def _completion(self, prompt: Prompt, encoded: tuple[list[int], bool], new: Sequence[int]) -> Completion:
         """The answer in `new`, which may go on behind its end token or its room."""
         ids, truncated = encoded
-        new = new[: self._limit(prompt, len(ids))]
         ends = () if self.answer_lengths else self.generator.model.generation_config.eos_token_id or ()
-        end = next((at for at, token in enumerate(new) if token in ends), None)
-        kept = list(new if end is None else new[:end])
-        tokenizer = self.generator.tokenizer
-        text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-        return Completion(prompt.id, text, len(ids), len(kept), "length" if end is None else "stop", truncated)
+        return cut_answer(
+            self.generator.tokenizer,
+            prompt,
+            len(ids),
+            new[: self._limit(prompt, len(ids))],
+            ends=ends,
+            prompt_truncated=truncated,
+        )
 
     def _no_room(self, prompt: Prompt, prompt_tokens: int) -> Completion:
-        limits = {"max_length": self.decoding.max_length, "context": self.generator.context}
-        stated = ", ".join(f"{name} {limit}" for name, limit in limits.items() if limit is not None)
-        reason = f"the prompt's {prompt_tokens} tokens leave no room for an answer ({stated})"
-        return Completion(prompt.id, "", prompt_tokens, 0, "no_room", error=reason)
+        return no_room(prompt, prompt_tokens, self.decoding, self.generator.context)
 
     def _note_split(self, size: int) -> None:
         self.memory_splits.append(size)
@@ -346,19 +328,6 @@ class TransformersEngine:
             self._completion(prompt, row, new)
             for prompt, row, new in zip(prompts, encoded, output[:, start:].tolist(), strict=True)
         ]
-
-
-def _turns(prompt: Prompt) -> list[dict[str, str]]:
-    """The messages of a chat that ends with the prompt."""
-    pairs = [(("user", shot.query), ("assistant", shot.answer)) for shot in prompt.shots]
-    turns = [turn for pair in pairs for turn in pair] + [("user", prompt.text)]
-    return [{"role": role, "content": content} for role, content in turns]
-
-
-def _raw_text(prompt: Prompt) -> str:
-    # A prompt of the completion form ends in a space already.
-    before = [f"{shot.query}{'' if shot.query.endswith(' ') else ' '}{shot.answer}\n\n" for shot in prompt.shots]
-    return "".join(before) + prompt.text
 
 
 def load_engine(

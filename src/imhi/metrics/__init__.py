@@ -47,6 +47,12 @@ def _coverage(**options: Any) -> Metric:
     return Coverage(**options)
 
 
+def _gpt_score(**options: Any) -> Metric:
+    from imhi.metrics.gptscore import GptScore
+
+    return GptScore(**options)
+
+
 # Name (``--score_method``) → constructor, in the order in which "all" runs them: cheapest first.
 METRICS: dict[str, Callable[..., Metric]] = {
     "bleu": _bleu,
@@ -55,6 +61,7 @@ METRICS: dict[str, Callable[..., Metric]] = {
     "bart_score": _bart_score,
     "coverage": _coverage,
     "info_gain": _info_gain,
+    "gpt_score": _gpt_score,
 }
 
 

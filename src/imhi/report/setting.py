@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from imhi.benchmark import DATASETS
+from imhi.prompts import STYLES
 from imhi.report.data_facts import DataFacts
 from imhi.report.figures import RunFigures
 from imhi.results import CLASSIFIER, RunResults
@@ -38,7 +39,9 @@ class Difference:
 
 
 def differences(run: RunResults) -> list[Difference]:
-    """Where the run departs from float32, raw prompts without examples, greedy decoding and 2,048 tokens in all."""
+    """Where the run departs from float32, raw prompts in the benchmark's words, without examples, greedy decoding and
+    2,048 tokens in all.
+    """
     configuration = run.configuration
     if not configuration:
         return []
@@ -49,6 +52,8 @@ def differences(run: RunResults) -> list[Difference]:
         found.append(Difference("dtype", dtype, PUBLISHED_DTYPE))
     if decoding.get("chat_template"):
         found.append(Difference("prompts", "inside the model's chat template", "raw"))
+    if style := _style(configuration):
+        found.append(Difference("wording of the prompts", style, "the benchmark's own"))
     if examples := _examples(configuration):
         found.append(Difference("examples", f"{examples} before every prompt", "none"))
     if decoding.get("do_sample"):
@@ -64,6 +69,13 @@ def _examples(configuration: dict[str, Any]) -> str:
     """How many worked examples stand before a prompt, in words; "" for none."""
     shots = configuration.get("shots")
     return f"{shots['per_label']} of every label" if shots else ""
+
+
+def _style(configuration: dict[str, Any]) -> str:
+    """How prompts are worded, by ``--prompt_style``; "" for the benchmark's own words."""
+    name = (configuration.get("prompt_style") or {}).get("name", "")
+    # A run of a later version may have a style that this one does not know.
+    return f"{name}, {STYLES[name].title}" if name in STYLES else name
 
 
 def _limits(decoding: dict[str, Any]) -> str:
@@ -214,6 +226,7 @@ def facts_of(run: RunResults) -> list[tuple[str, str]]:
         ("posts looked up in", str(run.data_root.path) if run.data_root else None),
         ("dtype", configuration.get("dtype")),
         ("prompts", ("chat template" if decoding.get("chat_template") else "raw") if decoding else None),
+        ("wording of the prompts", _style(configuration)),
         ("examples", _examples(configuration)),
         ("decoding", ("sampled" if decoding.get("do_sample") else "greedy") if decoding else None),
         ("length limit", _limits(decoding) or (f"{PUBLISHED_MAX_LENGTH} of prompt and answer" if decoding else None)),

@@ -1,0 +1,126 @@
+"""Labelers whose texts are spread over a pool of Ray workers (`imhi.engines.ray_pool`); labels are the same.
+
+One pass of the pool serves all datasets that are to be labelled: its workers start once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from imhi.benchmark import DATASETS, Dataset
+from imhi.engines.ray_pool import RayPool, Work
+from imhi.labelers import Labeler, LabelResult
+from imhi.talk import progress_bar
+
+__all__ = ["over_workers"]
+
+# Rows of a chunk: enough that the model's loading costs little, and chunks enough that no worker waits long.
+LEAST_ROWS, CHUNKS_A_WORKER = 512, 4
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Responses of one dataset, and where they stand among all of its responses.  Equal texts share a chunk."""
+
+    dataset: str
+    rows: tuple[int, ...]
+    texts: tuple[str, ...]
+
+
+def over_workers(
+    labelers: Mapping[str, Labeler], texts: Mapping[str, Sequence[str]], pool: RayPool
+) -> dict[str, Labeler]:
+    """The same labelers, which compute in the pool's workers.
+
+    Parameters
+    ----------
+    labelers : by dataset name, with nothing loaded; on every machine of the pool their files lie in the same places.
+    texts : the responses of every dataset that will be labelled, in the order in which that will be asked for; only
+        these can be labelled.
+    """
+    shared = _Shared(labelers, texts, pool)
+    return {name: _PooledLabeler(labelers[name], shared) for name in texts}
+
+
+class _Shared:
+    """What comes back of all datasets' chunks, as far as it has been fetched."""
+
+    def __init__(self, labelers: Mapping[str, Labeler], texts: Mapping[str, Sequence[str]], pool: RayPool):
+        self.texts = texts
+        chunks = [chunk for name, given in texts.items() for chunk in cut(name, given, pool.workers)]
+        make = partial(_labelling, {name: labelers[name] for name in texts})
+        self._stream = pool.stream(make, chunks, lambda chunk, begun: [chunk])
+        self._results: dict[str, list[tuple[tuple[int, ...], LabelResult]]] = defaultdict(list)
+
+    def results(self, name: str) -> Iterator[tuple[tuple[int, ...], LabelResult]]:
+        """(rows, their labels) of a dataset, until all of its rows have come."""
+        left = len(self.texts[name])
+        found = self._results.pop(name, [])
+        while left:
+            while not found:
+                dataset, rows, result = next(self._stream)
+                (found if dataset == name else self._results[dataset]).append((rows, result))
+            rows, result = found.pop()
+            left -= len(rows)
+            yield rows, result
+
+
+@dataclass(frozen=True)
+class _PooledLabeler:
+    labeler: Labeler
+    shared: _Shared
+
+    def identity(self) -> dict[str, Any]:
+        """The labeler's own: where it computes decides nothing."""
+        return self.labeler.identity()
+
+    def label(self, dataset: Dataset, texts: Sequence[str]) -> LabelResult:
+        """Label the responses that `over_workers` was given for this dataset, shape (rows,)."""
+        if list(texts) != list(self.shared.texts[dataset.name]):
+            raise ValueError(f"other responses of {dataset.name} than the pool was given")
+        labels: list[str | None] = [None] * len(texts)
+        confidences: list[float] = [0.0] * len(texts)
+        clear = [False] * len(texts)
+        counts: dict[str, int] = defaultdict(int)
+        sure = judged = True
+        with progress_bar(len(texts), dataset.name) as bar:
+            for rows, result in self.shared.results(dataset.name):
+                sure, judged = result.confidences is not None, result.clear is not None
+                for at, row in enumerate(rows):
+                    labels[row] = result.labels[at]
+                    if result.confidences is not None:
+                        confidences[row] = result.confidences[at]
+                    if result.clear is not None:
+                        clear[row] = result.clear[at]
+                # No text stands in two chunks, so that distinct texts add up too.
+                for name, count in result.counts.items():
+                    counts[name] += count
+                bar.update(len(rows))
+        return LabelResult(labels, confidences if sure else None, dict(counts), clear if judged else None)
+
+
+def cut(name: str, texts: Sequence[str], workers: int) -> list[Chunk]:
+    """The responses of a dataset in chunks: equal texts together, those of similar length too, longest first."""
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, text in enumerate(texts):
+        rows_of[text].append(row)
+    most = max(LEAST_ROWS, -(-len(texts) // (CHUNKS_A_WORKER * workers)))
+    chunks: list[list[int]] = [[]]
+    for text in sorted(rows_of, key=lambda text: -len(text)):
+        if len(chunks[-1]) >= most:
+            chunks.append([])
+        chunks[-1] += rows_of[text]
+    return [Chunk(name, tuple(rows), tuple(texts[row] for row in rows)) for rows in chunks if rows]
+
+
+def _labelling(labelers: Mapping[str, Labeler]) -> Work:
+    """In a worker: the labelers as a function of chunks."""
+    return partial(_label, labelers)
+
+
+def _label(labelers: Mapping[str, Labeler], chunk: Chunk) -> Iterator[tuple[str, tuple[int, ...], LabelResult]]:
+    yield chunk.dataset, chunk.rows, labelers[chunk.dataset].label(DATASETS[chunk.dataset], chunk.texts)

@@ -1,0 +1,58 @@
+"""A metric whose pairs are spread over a pool of Ray workers (`imhi.engines.ray_pool`); signature and values are the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from imhi.engines.ray_pool import RayPool, Work
+from imhi.metrics import METRICS
+from imhi.metrics.base import Metric, Statistics
+
+__all__ = ["over_workers"]
+
+# Pairs of a chunk: enough for full batches, and chunks enough that no worker waits long for the last.
+LEAST_PAIRS, CHUNKS_A_WORKER = 256, 4
+
+Pairs = Sequence[tuple[str, str]]
+# (index of each pair, pairs)
+Chunk = tuple[tuple[int, ...], Pairs]
+
+
+def over_workers(metric: Metric, options: Mapping[str, Any], pool: RayPool) -> Metric:
+    """The same metric, which computes in the pool's workers: they start anew for every list of pairs.
+
+    Parameters
+    ----------
+    metric : made by ``METRICS[metric.name](**options)``, as every worker makes its own.
+    """
+    spread = copy.copy(metric)
+    # Everything but the statistics of pairs is computed here, from them.
+    spread._statistics = partial(_spread_statistics, metric.name, dict(options), pool)  # type: ignore[method-assign]
+    return spread
+
+
+def _spread_statistics(
+    name: str, options: Mapping[str, Any], pool: RayPool, pairs: Pairs, advance: Callable[[int], object]
+) -> Statistics:
+    order = sorted(range(len(pairs)), key=lambda at: -sum(map(len, pairs[at])))
+    most = max(LEAST_PAIRS, -(-len(pairs) // (CHUNKS_A_WORKER * pool.workers)))
+    parts = [tuple(order[start : start + most]) for start in range(0, len(order), most)]
+    chunks: list[Chunk] = [(rows, tuple(pairs[row] for row in rows)) for rows in parts]
+    found: dict[int, tuple[float, ...]] = {}
+    for rows, statistics in pool.stream(partial(_open, name, options), chunks, lambda chunk, begun: [chunk]):
+        found.update(zip(rows, statistics, strict=True))
+        advance(len(rows))
+    return [found[at] for at in range(len(pairs))]
+
+
+def _open(name: str, options: Mapping[str, Any]) -> Work:
+    """In a worker: the metric as a function of chunks."""
+    return partial(_compute, METRICS[name](**options))
+
+
+def _compute(metric: Metric, chunk: Chunk) -> Iterator[tuple[tuple[int, ...], Statistics]]:
+    rows, pairs = chunk
+    yield rows, metric._statistics(pairs, lambda done: None)

@@ -1,0 +1,342 @@
+"""Log-probabilities of texts from an OpenAI-compatible server: ``/v1/completions`` with echo and logprobs.
+
+Servers that answer such a request wrongly exist in two kinds: those that ignore ``echo`` (llama.cpp's own server), and
+those that give each token the log-probability of the place beside it (llama-cpp-python, for models without a token
+that begins a text).  Both give numbers that look like scores, so a server is put to a test before the first score.
+
+What is sent stands in no message, and no part of a server's answer does either: servers repeat texts in errors.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any
+
+from imhi.errors import UserError
+from imhi.metrics.echoed import Echo, Unusable, choice_of
+from imhi.remote import Address
+
+__all__ = ["TOLERANCE", "CompletionServer", "TooLong", "Unanswered"]
+
+# Nats between a token's log-probability when it was chosen and when it is echoed: bfloat16 in two batch shapes stays
+# below it, another token's value hardly ever does.
+TOLERANCE = 0.05
+# Seconds: for one request, for the first pause after a failure (doubled each time), and for any pause at most.
+TIMEOUT, FIRST_PAUSE, LONGEST_PAUSE = 120.0, 0.5, 60.0
+ATTEMPTS = 6
+PASSING = frozenset([408, 409, 425, 429, 500, 502, 503, 504])
+# How servers word that a prompt does not fit, in the body of a 400 or 413.
+LENGTH_WORDS = ("context length", "context_length", "context window", "max_model_len", "too long", "too many tokens")
+
+# Made up for the test; different endings, so that one of them is followed by a token that stays whole.
+PROBES = (
+    "The poster writes that they cannot sleep and feel",
+    "My sister called me yesterday. She",
+    "One, two, three, four,",
+    "Question: What is the stress cause of this post?\nAnswer:",
+    "They moved to another town and have not made any",
+    "I wrote a long letter to my friend because",
+    "Work has been hard since",
+    "On Monday the doctor said:",
+    "There is nothing left to say\n",
+    "The rent, the car (",
+    "no no no",
+    "A B C D",
+)
+PROBES_NEEDED = 2
+
+
+class Unanswered(Exception):
+    """Why a text has no value, in words that hold nothing of the texts."""
+
+
+class TooLong(Unanswered):
+    """The server says that the text does not fit its model."""
+
+
+class _Passing(Exception):
+    """A failure that may be gone the next time; `wait`: the seconds that the server asks for."""
+
+    def __init__(self, reason: str, wait: float = 0.0):
+        super().__init__(reason)
+        self.wait = wait
+
+
+class CompletionServer:
+    """A client of one server, for use from several threads.
+
+    Parameters
+    ----------
+    address : where it is, as `imhi.remote.check_address` gives it; no redirect is followed, no proxy used.
+    model : the model's name there.
+    key : sent as a bearer token, if given.
+    attempts : requests for one text at most, the failed ones included.
+    first_pause, timeout : seconds.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        model: str,
+        key: str | None = None,
+        *,
+        attempts: int = ATTEMPTS,
+        first_pause: float = FIRST_PAUSE,
+        timeout: float = TIMEOUT,
+    ):
+        self.address, self.model, self._key = address, model, key
+        self.attempts, self.first_pause, self.timeout = attempts, first_pause, timeout
+        # What an echo asks to be made anew: nothing, or one token of a server that refuses to make nothing.
+        self.new_tokens = 0
+        self.retries = 0
+        self._stopped = threading.Event()
+        self._local = threading.local()
+        self._open: list[http.client.HTTPConnection] = []
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """Host and port, for messages."""
+        return f"{self.address.host}:{self.address.port}"
+
+    def nats(self, text: str, boundary: int) -> tuple[float, int]:
+        """-log P of `text` from character `boundary` on, given what stands before, and its number of tokens.
+
+        Natural logarithm; a token across the boundary counts.  Raises Unanswered, TooLong.
+        """
+        try:
+            return self._echo(text).nats(boundary)
+        except Unusable as error:
+            raise Unanswered(str(error)) from None
+
+    def self_test(self) -> None:
+        """Compare log-probabilities of greedy tokens with those of the same tokens echoed.
+
+        Raises UserError, which names the fault, unless they agree to `TOLERANCE` on `PROBES_NEEDED` prompts.
+        """
+        agreed = 0
+        try:
+            for probe in PROBES:
+                agreed += self._agrees_on(probe)
+                if agreed == PROBES_NEEDED:
+                    return
+        except (Unusable, Unanswered) as error:
+            raise UserError(
+                f"--gpt_api_base: {self.name} cannot score texts: {error}; GPT-score needs /v1/completions that echoes "
+                "a prompt with its log-probabilities (vLLM does), or a model of this machine's (--gpt_model)",
+                code=1,
+            ) from None
+        raise UserError(
+            f"--gpt_api_base: {self.name} could not be tested: of {len(PROBES)} made-up prompts, {agreed} came back "
+            f"split into tokens as they were answered, and {PROBES_NEEDED} are needed; score with --gpt_model",
+            code=1,
+        )
+
+    def _agrees_on(self, probe: str) -> bool:
+        """Whether the token that follows `probe` has the same value chosen and echoed; False where it cannot be told.
+
+        Raises Unusable where it has another.
+        """
+        choice, logprobs = choice_of(self._complete(probe, max_tokens=1, echo=False))
+        tokens, values = logprobs["tokens"], logprobs["token_logprobs"]
+        if not tokens:
+            return False
+        token, value = tokens[0], values[0]
+        if value is None:
+            raise Unusable("it gives no log-probabilities (logprobs)")
+        if not token.strip() or token.strip() != str(choice.get("text", "")).strip() or not token.isprintable():
+            return False
+        sent = probe + token
+        echo, span = self._echo(sent), (len(probe), len(sent))
+        if not echo.spans or echo.spans[-1] != span:
+            return False  # In one text, the token was joined to what stands before it.
+        found = echo.values[-1]
+        if found is None:
+            raise Unusable("it gives no log-probabilities of the text that was sent, for all that it echoes it")
+        if abs(found - value) <= TOLERANCE:
+            return True
+        # With more behind it: the value may stand one place on.
+        if _stands_beside(echo, span, token, value) or _stands_beside(self._echo(sent + " ."), span, token, value):
+            raise Unusable(
+                "its log-probabilities of an echoed text are shifted by one token: each stands beside its token, or is "
+                "that of the token coming once more"
+            )
+        raise Unusable(
+            f"a token's log-probability is {value:.3f} when it is chosen and {found:.3f} when it is echoed "
+            f"(more than {TOLERANCE} apart)"
+        )
+
+    def _echo(self, text: str) -> Echo:
+        """What the server says of `text`, with as few new tokens as it can be brought to make.
+
+        Raises Unusable, Unanswered, TooLong.
+        """
+        if not self.new_tokens:
+            try:
+                answer = self._complete(text, max_tokens=0, echo=True)
+                if not _goes_on(answer, text):
+                    return Echo.of(answer, text)
+                # Some take 0 for "no limit".
+            except _Refused as error:
+                if error.status not in (400, 422):
+                    raise
+        echo = Echo.of(self._complete(text, max_tokens=1, echo=True), text, 1)
+        self.new_tokens = 1
+        return echo
+
+    # --- one request --------------------------------------------------------------------------------------------------
+
+    def _complete(self, prompt: str, *, max_tokens: int, echo: bool) -> Any:
+        """The server's answer, asked for again after failures that may pass.  Raises Unanswered, TooLong."""
+        body = json.dumps(
+            {
+                "model": self.model,
+                "prompt": prompt,
+                "max_tokens": max_tokens,
+                "temperature": 0,
+                "logprobs": 1,
+                "echo": echo,
+            }
+        ).encode()
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return self._request(body)
+            except _Passing as error:
+                if attempt == self.attempts:
+                    raise Unanswered(f"{error}, {attempt} times") from None
+                if error.wait > LONGEST_PAUSE:
+                    raise Unanswered(f"{error}, and it asks to wait {error.wait:.0f} s") from None
+                with self._lock:
+                    self.retries += 1
+                pause = min(LONGEST_PAUSE, self.first_pause * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
+                if self._stopped.wait(max(pause, error.wait)):
+                    raise Unanswered("not asked any more") from None
+        raise AssertionError("unreachable")
+
+    def _request(self, body: bytes) -> Any:
+        if self._stopped.is_set():
+            raise Unanswered("not asked any more")
+        connection = self._connection()
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "keep-alive"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        try:
+            connection.request("POST", f"{self.address.path}/completions", body, headers)
+            response = connection.getresponse()
+            payload = b"".join(self._chunks(response))
+        except TimeoutError:
+            connection.close()
+            raise _Passing(f"no answer within {self.timeout:.0f} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise _Passing(f"the connection failed ({type(error).__name__})") from None
+        if response.status != 200:
+            raise self._failure(response.status, response.headers.get("Retry-After"), payload)
+        try:
+            return json.loads(payload)
+        except ValueError:
+            raise _Passing("an answer that is not JSON") from None
+
+    def _chunks(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        """The body; TimeoutError where it takes too long as a whole, however steadily it drips."""
+        end = time.monotonic() + self.timeout
+        while chunk := response.read1(1 << 16):
+            yield chunk
+            if time.monotonic() > end:
+                raise TimeoutError
+        if response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        # Read to its end, but a connection knows that only of a response that was closed.
+        response.close()
+
+    def _failure(self, status: int, retry_after: str | None, payload: bytes) -> Exception:
+        known = status in HTTPStatus.__members__.values()
+        words = f"HTTP {status}" + (f" ({HTTPStatus(status).phrase})" if known else "")
+        if status in PASSING:
+            return _Passing(words, _seconds(retry_after))
+        said = payload[: 1 << 16].decode("utf-8", errors="replace").lower()
+        if status == 413 or (status in (400, 422) and any(sign in said for sign in LENGTH_WORDS)):
+            return TooLong(f"{words}: the text is longer than its model takes")
+        hints = {
+            401: ": --gpt_api_key_env names the environment variable with the key",
+            403: ": is the key in the variable of --gpt_api_key_env allowed to?",
+            404: f": is {self.model} the model's name there, and does --gpt_api_base end in /v1?",
+        }
+        if 300 <= status < 400:
+            hints[status] = ": it points to another address, which is not followed; give that one"
+        return _Refused(words + hints.get(status, ""), status)
+
+    def _connection(self) -> http.client.HTTPConnection:
+        """This thread's connection."""
+        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            kind = http.client.HTTPSConnection if self.address.scheme == "https" else http.client.HTTPConnection
+            connection = kind(self.address.host, self.address.port, timeout=self.timeout)
+            self._local.connection = connection
+            with self._lock:
+                self._open.append(connection)
+        return connection
+
+    def stop(self) -> None:
+        """Ask for nothing more, and end what is under way."""
+        self._stopped.set()
+        with self._lock:
+            for connection in self._open:
+                # One that is closed already is what is wanted.
+                with suppress(OSError, AttributeError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close all connections, once no thread uses them any more; the next request opens new ones."""
+        with self._lock:
+            for connection in self._open:
+                connection.close()
+            self._open.clear()
+        self._local = threading.local()
+        self._stopped.clear()
+
+
+class _Refused(Unanswered):
+    """The server will not answer this request, however often it is asked."""
+
+    def __init__(self, reason: str, status: int):
+        super().__init__(reason)
+        self.status = status
+
+
+def _stands_beside(echo: Echo, span: tuple[int, int], token: str, value: float) -> bool:
+    """Whether the token at `span` has its value one place off, among the values or the most probable tokens there."""
+    places = [at for at, found in enumerate(echo.spans) if found == span]
+    near = [at + step for at in places for step in (-1, 1) if 0 <= at + step < len(echo.spans)]
+    given = [found for at in near for found in (echo.values[at], echo.tops[at].get(token))]
+    return any(found is not None and abs(found - value) <= TOLERANCE for found in given)
+
+
+def _goes_on(answer: Any, sent: str) -> bool:
+    """Whether an answer has text behind the text that was sent."""
+    choice, _ = choice_of(answer)
+    text = choice.get("text")
+    return isinstance(text, str) and len(text) > len(sent) and text.startswith(sent)
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Seconds that a ``Retry-After`` asks for: a number or a date; 0 without one, or with one that is neither."""
+    if retry_after is None:
+        return 0.0
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        try:
+            date = email.utils.parsedate_to_datetime(retry_after)
+        except ValueError:
+            return 0.0
+    return max(0.0, date.timestamp() - time.time())

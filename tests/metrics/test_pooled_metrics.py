@@ -1,0 +1,43 @@
+"""A metric over a pool of workers: the same values and signature, whatever comes first."""
+
+from __future__ import annotations
+
+import random
+
+import numpy
+import pytest
+from fake_pool import FakePool
+from tiny import sample_texts
+
+from imhi.metrics import METRICS
+from imhi.metrics.pooled import over_workers
+
+
+class Shuffled(FakePool):
+    def stream(self, make, chunks, again):
+        parts = list(super().stream(make, chunks, again))
+        random.Random(1).shuffle(parts)
+        yield from parts
+
+
+@pytest.fixture
+def texts() -> tuple[list[str], list[str]]:
+    drawn = random.Random(0).choices(sample_texts(), k=60)
+    return ["", *drawn[:29]], [*drawn[29:58], "fine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("bleu", {}), ("rouge", {}), ("bert_score", {"model": "embedded:minilm", "device": "cpu"})]
+)
+def test_values_and_signature_are_those_of_one_process(name, options, texts, monkeypatch):
+    monkeypatch.setattr("imhi.metrics.pooled.LEAST_PAIRS", 4)
+    metric = METRICS[name](**options)
+    pool = Shuffled(2, fate=lambda number, chunk: 0 if number == 1 and 3 in chunk[0] else None)
+    spread = over_workers(metric, options, pool)
+    advanced: list[int] = []
+    numpy.testing.assert_allclose(spread.statistics(*texts, advanced.append), metric.statistics(*texts), atol=1e-6)
+    assert sum(advanced) == 30
+    assert str(spread.signature) == str(metric.signature)
+    assert spread.score(*texts).values == pytest.approx(metric.score(*texts).values, abs=1e-6)
+    assert pool.passes == 3
+    assert len(pool.sent[0]) > 2

@@ -1,0 +1,128 @@
+"""The pool of Ray workers: what is sent again when workers are lost, with passes that stand in for Ray's."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from fake_pool import FakePool
+from hypothesis import given, strategies
+
+from imhi.engines import ray_pool
+from imhi.engines.ray_pool import RayPool, open_pool, pack, require_ray, threads_that_fit, unpack
+from imhi.errors import UserError
+
+
+def doubling():
+    return double
+
+
+def double(chunk):
+    for number in chunk:
+        yield 2 * number
+
+
+def whole(chunk, begun):
+    return [chunk]
+
+
+@given(strategies.lists(strategies.integers(0, 64), max_size=6), strategies.integers(1, 40))
+def test_workers_get_the_most_threads_that_fit_on_whole_nodes(cores, workers):
+    threads = threads_that_fit(cores, workers)
+
+    def fits(each):
+        return sum(math.floor(held / each) for held in cores) >= workers
+
+    assert threads == 0 or fits(threads)
+    assert not any(fits(more) for more in range(threads + 1, 66))
+
+
+def test_two_workers_share_two_cores_and_a_worker_is_on_one_node():
+    assert threads_that_fit([2], 2) == 1
+    assert threads_that_fit([1, 1], 1) == 1
+    assert threads_that_fit([8, 8], 3) == 4
+    assert threads_that_fit([2], 3) == 0
+    assert threads_that_fit([], 1) == 0
+
+
+@given(strategies.binary())
+def test_what_is_packed_comes_back_with_the_zeros_at_its_end(value):
+    assert unpack(pack(value + b"\0")) == value + b"\0"
+
+
+def test_parts_of_all_chunks_come_once():
+    assert sorted(FakePool().stream(doubling, [[1, 2], [3], []], whole)) == [2, 4, 6]
+
+
+def test_nothing_to_do_starts_no_pass():
+    pool = FakePool()
+    assert list(pool.stream(doubling, [], whole)) == []
+    assert pool.passes == 0
+
+
+def test_a_chunk_that_is_lost_is_sent_again_and_the_others_are_not():
+    pool = FakePool(fate=lambda number, chunk: 1 if number == 1 and 3 in chunk else None)
+    asked = []
+
+    def again(chunk, begun):
+        asked.append((chunk, begun))
+        return [chunk[1:]]
+
+    assert sorted(pool.stream(doubling, [[1, 2], [3, 4], [5]], again)) == [2, 4, 6, 8, 10]
+    assert asked == [([3, 4], True)]
+    assert pool.sent[1:] == [[[4]]]
+    assert (pool.passes, pool.lost) == (2, 1)
+
+
+def test_a_chunk_that_no_worker_had_is_told_apart_and_sent_when_ray_itself_failed():
+    pool = FakePool(unsent={1})
+    asked = []
+
+    def again(chunk, begun):
+        asked.append((chunk, begun))
+        return [chunk]
+
+    assert sorted(pool.stream(doubling, [[1], [2]], again)) == [2, 4]
+    assert asked == [([2], False)]
+    assert pool.lost == 0
+
+
+def test_workers_that_never_answer_end_the_run():
+    pool = FakePool(fate=lambda number, chunk: 0)
+    with pytest.raises(UserError, match="workers died 2 times over") as caught:
+        list(pool.stream(doubling, [[1], [2]], whole))
+    assert caught.value.code == 1
+    assert pool.passes == 2
+
+
+def test_a_result_in_between_keeps_the_run_going():
+    # Two fruitless passes in a row end it; a fruitful one between them does not.
+    pool = FakePool(fate=lambda number, chunk: None if number in (2, 4) and chunk == [number] else 0)
+    assert sorted(pool.stream(doubling, [[2], [4]], whole)) == [4, 8]
+    assert pool.passes == 4
+
+
+def test_a_chunk_that_is_given_up_ends_without_an_error():
+    pool = FakePool(fate=lambda number, chunk: 0)
+    assert list(pool.stream(doubling, [[1]], lambda chunk, begun: [] if pool.passes == 2 else [chunk])) == []
+
+
+def test_the_users_mistake_in_a_worker_ends_all(monkeypatch):
+    pool = FakePool()
+    monkeypatch.setattr(pool, "_pass", lambda make, chunks: iter([("begin", 0, None), ("fault", 0, "no such model")]))
+    with pytest.raises(UserError, match=r"^no such model$"):
+        list(pool.stream(doubling, [[1]], whole))
+
+
+def test_without_ray_one_line_tells_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(ray_pool, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"Ray is not installed; pip install 'imhi\[ray\]'"):
+        require_ray()
+    with pytest.raises(UserError, match="needs --workers N"):
+        open_pool({})
+
+
+def test_the_ray_client_is_refused(monkeypatch):
+    monkeypatch.setattr(ray_pool, "require_ray", lambda: "2.60.0")
+    with pytest.raises(UserError, match="start the command on a machine of the cluster"):
+        RayPool(2, address="ray://10.0.0.1:10001")
