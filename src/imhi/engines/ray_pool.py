@@ -225,6 +225,8 @@ class RayPool:
             where = (
                 f"--ray_address {self.address}: no cluster that can be used" if self.address else "Ray did not start"
             )
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
             raise UserError(f"{where} ({first_line(error)})", code=1) from error
         return ray
 
