@@ -122,7 +122,8 @@ def test_without_ray_one_line_tells_how_to_install_it(monkeypatch):
         open_pool({})
 
 
-def test_the_ray_client_is_refused(monkeypatch):
+@pytest.mark.parametrize("address", ["ray://10.0.0.1:10001", "10.0.0.1", ":6379", "head:port"])
+def test_an_address_that_is_none_is_refused(address, monkeypatch):
     monkeypatch.setattr(ray_pool, "require_ray", lambda: "2.60.0")
-    with pytest.raises(UserError, match="start the command on a machine of the cluster"):
-        RayPool(2, address="ray://10.0.0.1:10001")
+    with pytest.raises(UserError, match=r"start the command on a machine of the cluster|no cluster that can be used"):
+        RayPool(2, address=address)

@@ -17,6 +17,7 @@ import os
 import pickle
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import traceback
@@ -212,11 +213,8 @@ class RayPool:
             self._folder = Path(tempfile.mkdtemp(prefix="imhi-ray-", dir="/tmp" if Path("/tmp").is_dir() else None))
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
             options = {"address": "local", "num_cpus": cores, "_temp_dir": str(self._folder / "r")}
-        elif self.address.startswith("ray://"):
-            raise UserError(
-                f"--ray_address {self.address}: start the command on a machine of the cluster, with auto or HOST:6379"
-            )
         else:
+            _require_answer(self.address)
             say(f"Ray: texts are sent to the machines of the cluster at {self.address}, which --ray_address names")
         ray = import_module("ray")
         try:
@@ -277,6 +275,21 @@ class RayPool:
         for batch in received.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
             for packed in batch["part"].to_pylist():
                 yield unpack(packed)
+
+
+def _require_answer(address: str) -> None:
+    """UserError where nothing listens at an address, which Ray itself would go on calling for many minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(
+            f"--ray_address {address}: start the command on a machine of the cluster, with auto or HOST:PORT (6379)"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--ray_address {address}: no cluster that can be used ({first_line(error)})", code=1) from None
 
 
 class _Worker:
