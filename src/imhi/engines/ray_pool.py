@@ -1,6 +1,6 @@
 """A function of chunks spread over Ray workers: Ray Data streams chunks to a pool of actors and parts of results back.
 
-Ray Data gives a chunk to a worker that is free, holds the next one ready, and restarts a worker that died.  It does not
+Ray Data gives a chunk to a worker that is free, and restarts a worker that died.  It does not
 give a lost chunk to another worker: a task waits for its own worker, and where that worker's node is gone it waits for
 ever (Ray issues 44968, 62746).  Here lost tasks therefore fail at once, and what they held is sent again in a further
 pass, with as many workers as the cluster has room for then.
@@ -37,9 +37,7 @@ from imhi.talk import say
 __all__ = ["RayPool", "add_pool_arguments", "count", "open_pool", "require_ray", "threads_that_fit"]
 
 INSTALL = "pip install 'imhi[ray]'"
-# Chunks with a worker at a time: one at work, one that is ready when that ends.
-WITH_WORKER = 2
-# Chunks that may be lost in a pass before it is given up, for each worker: a worker that dies loses both of its.
+# Chunks that may be lost in a pass before it is given up, for each worker.
 LOST_IN_A_PASS = 4
 # Passes in a row that bring nothing.
 FRUITLESS = 2
@@ -202,8 +200,7 @@ class RayPool:
 
     def _connect(self) -> Any:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        for name, value in (("RAY_DATA_LOG_LEVEL", "ERROR"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
-            os.environ.setdefault(name, value)
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
         options: dict[str, Any] = {"address": self.address}
         if self.address is None:
             # As on a machine that may not be part of a cluster: everything listens on the loopback interface.
@@ -266,7 +263,8 @@ class RayPool:
                 fn_constructor_args=(pickle.dumps(make), self.threads),
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=WITH_WORKER),
+                # One at a time: chunks are few and long, and the worker that starts first would take two.
+                compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
                 num_cpus=self.threads,
                 num_gpus=self.gpus or None,
                 max_restarts=-1,
