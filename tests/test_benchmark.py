@@ -93,7 +93,7 @@ def test_committed_samples_are_what_the_tool_renders():
 
 
 def test_no_sample_row_is_a_released_row(real_data):
-    """No nine words in a row of a released post stand in one of ours."""
+    """No ten words in a row of a released post stand in one of ours."""
     from imhi.data import samples_root
 
     def posts(folder):
@@ -104,7 +104,7 @@ def test_no_sample_row_is_a_released_row(real_data):
 
     def stretches(text):
         words = text.rsplit("question:", 1)[0].split()
-        return {" ".join(words[at : at + 9]) for at in range(3, len(words) - 9)}
+        return {" ".join(words[at : at + 10]) for at in range(3, len(words) - 10)}
 
     real = set()
     for text in posts(real_data / "test_data"):

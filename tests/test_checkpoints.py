@@ -245,7 +245,9 @@ def test_an_adapter_of_another_model_is_refused(tmp_path, tiny_llama, tiny_bart)
     wide = save_llama(tmp_path / "wide", hidden_size=64)
     with pytest.raises(UserError, match="does not fit the base model"):
         load(wide, lora_path=str(tmp_path / "adapter"))
-    with pytest.raises(UserError, match="is a LoRA adapter, not a model; give it with --lora_path"):
+    config = tmp_path / "adapter/adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": None}))
+    with pytest.raises(UserError, match=r"--model_path: .*adapter is a LoRA adapter that names no base model"):
         locate_generator(str(tmp_path / "adapter"))
     with pytest.raises(UserError, match="holds a model checkpoint; expected a PEFT adapter"):
         locate_generator(str(tiny_llama), lora_path=str(tiny_bart))

@@ -418,16 +418,17 @@ def locate_generator(
     UserError
         A wrong path, a classifier, an adapter in place of a model, a missing tokenizer: what was found and expected.
     """
-    flag = "--model_path"
+    flag, nameless = "--model_path", "--lora_path: {} names no base model; give it with --model_path"
     if not lora_path and is_adapter(found := locate(default if model is None else model, flag=flag)):
         say(f"{found.name if model is None else model} is a LoRA adapter; it is applied to its base")
         model, lora_path = None, default if model is None else model
+        nameless = "--model_path: {} is a LoRA adapter that names no base model; give the base here, and it with --lora_path"
     adapter = locate(lora_path, flag="--lora_path") if lora_path else None
     if adapter is not None:
         base = _adapter_base(adapter)
         if model is None:
             if not base:
-                raise UserError(f"--lora_path: {adapter} names no base model; give it with --model_path")
+                raise UserError(nameless.format(adapter))
             model, flag = base, f"--model_path (as {adapter} says)"
     name = model if model is not None else default
     folder = locate(name, flag=flag)

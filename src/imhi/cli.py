@@ -23,6 +23,7 @@ COMMANDS = (
     "humans",
     "ask",
     "data",
+    "export",
     "train",
     "demo",
 )
