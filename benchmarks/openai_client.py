@@ -1,4 +1,4 @@
-"""Requests per second of the openai engine on one core, against a server that answers at once.
+"""Requests per second of the openai engine on one core, and its memory against the rows; the server answers at once.
 
 What is measured is the client: the server is ``tests/stub_server.py`` in a process and on a core of its own, and its
 answers cost it next to nothing.  Sides take turns, each turn in a process of its own that is held to one core:
@@ -6,15 +6,17 @@ answers cost it next to nothing.  Sides take turns, each turn in a process of it
 - ``aiohttp``: as many workers post the same requests and parse the answers, and nothing else: the floor.
 - ``engine``: `OpenAIEngine.complete` alone, its groups thrown away.
 - ``journaled``: the same, each group in the journal of a run folder, on disk before the next.
+- ``run``: all of ``imhi generate``, from reading the test file to writing the run's CSV.
 
-Prompts are made up, 200 words each, and made as they are taken, so that what grows with the rows is the engine's own:
-peak memory is read after a tenth of the rows and at the end.
+Prompts are made up, 200 words each.  For all sides but ``run`` they are made as they are taken and answers are let go,
+so that what grows with the rows is the engine's own.  ``run`` holds the test file and the answers, as every run does.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import csv
 import json
 import os
 import subprocess
@@ -26,13 +28,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
-from measuring import RESULTS, leave, machine, medians, peak_memory, publish, take_turns
+from measuring import RESULTS, leave, machine, medians, one_turn, peak_memory, publish, take_turns
 
+from imhi.benchmark import DATASETS, SUITES, gold_answer, query
 from imhi.commands import positive
 from imhi.engines import EngineRequest, Prompt
 from imhi.engines.openai_engine import OpenAIEngine, prepare
 from imhi.errors import UserError, run_main
-from imhi.provenance import environment, now
+from imhi.generation import GenerationRequest, generate_responses
+from imhi.provenance import environment, library_versions, now
 from imhi.runs import open_run
 from imhi.talk import table
 
@@ -42,11 +46,16 @@ SIDES = {
     "aiohttp": "aiohttp alone",
     "engine": "openai engine",
     "journaled": "openai engine, journaled",
+    "run": "imhi generate, all of it",
 }
 BASELINE = "aiohttp"
+# Whose memory is measured against the number of rows.
+MEMORY_SIDES = ("engine", "run")
 MODEL = "stub-model"
+WARM_ROWS = 100
 POST = " ".join(f"word{number}" for number in range(200))
-FIGURES = ("seconds", "cpu_seconds", "memory_after_a_tenth", "peak_memory")
+DATASET = DATASETS["dreaddit"]
+FIGURES = ("seconds", "cpu_seconds", "peak_memory")
 
 
 class Prompts(Sequence[Prompt]):
@@ -67,9 +76,19 @@ class Prompts(Sequence[Prompt]):
             return [self[one] for one in range(*at.indices(self.rows))]
         if not 0 <= at < self.rows:
             raise IndexError(at)
-        return Prompt(
-            f"DR/{at}", f"Consider this post: {POST}, day {at}. Question: Does the poster suffer from stress?"
-        )
+        return Prompt(f"{DATASET.name}/{at}", query(DATASET, "instruction", f"{POST}, day {at}."))
+
+
+def write_data_root(root: Path, rows: int) -> None:
+    """The same prompts as a test file, written row by row: the file's size must not count as memory of the run."""
+    table = root / SUITES["IMHI"].folder / f"{DATASET.name}.csv"
+    table.parent.mkdir(parents=True)
+    gold = gold_answer(DATASET.labels[0], "instruction", "It says so.")
+    with table.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writerow(("query", "gpt-3.5-turbo"))
+        for prompt in Prompts(rows):
+            writer.writerow((prompt.text, gold))
 
 
 @contextmanager
@@ -121,15 +140,23 @@ def journaled(engine: OpenAIEngine, prompts: Sequence[Prompt], folder: Path) -> 
             yield len(group)
 
 
-def answers(side: str, engine: OpenAIEngine, prompts: Sequence[Prompt], folder: Path) -> Iterator[int]:
-    """Counts of answers as they come."""
-    if side == "aiohttp":
-        yield from aiohttp_alone(engine, prompts)
-    elif side == "journaled":
-        yield from journaled(engine, prompts, folder)
-    else:
-        for group in engine.complete(prompts):
-            yield sum(completion.error is None for completion in group)
+def engine_alone(engine: OpenAIEngine, prompts: Sequence[Prompt]) -> Iterator[int]:
+    for group in engine.complete(prompts):
+        yield sum(completion.error is None for completion in group)
+
+
+def answers(side: str, options: Mapping[str, Any], rows: int, folder: Path) -> int:
+    """How many answers came to so many rows."""
+    if side == "run":
+        request = GenerationRequest(
+            output=folder / "run", data_root=str(folder / "data"), engine="openai", engine_options=options
+        )
+        outcome = generate_responses(request)
+        return outcome.rows - len(outcome.failed)
+    engine, prompts = prepare(EngineRequest(options=options)).load(), Prompts(rows)
+    if side == "journaled":
+        return sum(journaled(engine, prompts, folder / "run"))
+    return sum(aiohttp_alone(engine, prompts) if side == "aiohttp" else engine_alone(engine, prompts))
 
 
 def run_side(arguments: argparse.Namespace) -> int:
@@ -139,19 +166,18 @@ def run_side(arguments: argparse.Namespace) -> int:
         if cores:
             os.sched_setaffinity(0, {cores[0]})
         options = {"api_base": url, "model": MODEL, "concurrency": arguments.concurrency}
-        engine = prepare(EngineRequest(options=options)).load()
-        # What comes once a process: imports, the first connections.
-        warm = sum(answers(arguments.side, engine, Prompts(100), Path(temporary) / "warm"))
-        begun, burnt, came, early = time.perf_counter(), time.process_time(), 0, None
-        for count in answers(arguments.side, engine, Prompts(arguments.rows), Path(temporary) / "run"):
-            came += count
-            if early is None and came >= arguments.rows / 10:
-                early = peak_memory()
-        seconds, burnt = time.perf_counter() - begun, time.process_time() - burnt
-    if (warm, came) != (100, arguments.rows):
-        raise UserError(f"{came} answers to {arguments.rows} rows", code=1)
-    figures = {"memory_after_a_tenth": early, "peak_memory": peak_memory()}
-    leave(Path(arguments.figures), {"seconds": seconds, "cpu_seconds": burnt, **figures})
+        came = []
+        # The first for what comes once a process, such as imports.
+        for name, rows in (("warm", WARM_ROWS), ("measured", arguments.rows)):
+            folder = Path(temporary) / name
+            if arguments.side == "run":
+                write_data_root(folder / "data", rows)
+            begun, burnt = time.perf_counter(), time.process_time()
+            came.append(answers(arguments.side, options, rows, folder))
+            figures = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - burnt}
+    if came != [WARM_ROWS, arguments.rows]:
+        raise UserError(f"{came[-1]} answers to {arguments.rows} rows", code=1)
+    leave(Path(arguments.figures), {**figures, "rows": arguments.rows, "peak_memory": peak_memory()})
     return 0
 
 
@@ -164,7 +190,6 @@ def summary(turns: Sequence[Mapping[str, Any]], rows: int) -> dict[str, Any]:
             "cpu_seconds": round(found["cpu_seconds"][side], 3),
             "requests_per_second": round(rows / found["seconds"][side], 1),
             "requests_per_cpu_second": round(rows / found["cpu_seconds"][side], 1),
-            "memory_after_a_tenth": int(found["memory_after_a_tenth"][side]),
             "peak_memory": int(found["peak_memory"][side]),
         }
         for side in found["seconds"]
@@ -178,6 +203,26 @@ def summary(turns: Sequence[Mapping[str, Any]], rows: int) -> dict[str, Any]:
     return {"sides": sides, "share_of_the_floor": shares}
 
 
+def memory_summary(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """For each side: peak memory in bytes by the number of rows, and bytes a row from the fewest rows to the most."""
+    found: dict[str, Any] = {}
+    for turn in turns:
+        found.setdefault(turn["side"], {})[turn["rows"]] = int(turn["peak_memory"])
+    summaries = {}
+    for side, peaks in found.items():
+        fewest, most = min(peaks), max(peaks)
+        growth = (peaks[most] - peaks[fewest]) / (most - fewest) if most > fewest else None
+        by_rows = {str(rows): peak for rows, peak in sorted(peaks.items())}
+        summaries[side] = {"peak_memory": by_rows, "bytes_per_row": None if growth is None else round(growth, 1)}
+    return summaries
+
+
+def rounded(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {name: round(value, 3) if isinstance(value, float) else value for name, value in turn.items()} for turn in turns
+    ]
+
+
 def result_table(result: dict[str, Any]) -> str:
     rows = [
         [
@@ -185,16 +230,22 @@ def result_table(result: dict[str, Any]) -> str:
             f"{figures['seconds']:.1f}",
             f"{figures['requests_per_second']:.0f}",
             f"{figures['requests_per_cpu_second']:.0f}",
-            f"{figures['memory_after_a_tenth'] / 2**20:.1f}",
             f"{figures['peak_memory'] / 2**20:.1f}",
         ]
         for side, figures in result["sides"].items()
     ]
-    headers = ["", "seconds", "requests/s", "per CPU second", "MiB after 10 %", "peak MiB"]
+    told = table(["", "seconds", "requests/s", "per CPU second", "peak MiB"], rows)
+    if result["memory"]:
+        counts = list(next(iter(result["memory"].values()))["peak_memory"])
+        memory = [
+            [SIDES[side], *(f"{figures['peak_memory'][count] / 2**20:.1f}" for count in counts)]
+            for side, figures in result["memory"].items()
+        ]
+        told += "\n\n" + table(["peak MiB at rows", *counts], memory)
     turns = max(turn["turn"] for turn in result["turns"])
     return (
         f"{result['rows']} requests, {result['concurrency']} at once, {result['machine']['cpu']}, one core, "
-        f"median of {turns}\n\n" + table(headers, rows)
+        f"median of {turns}\n\n" + told
     )
 
 
@@ -204,6 +255,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=positive, default=32, help="requests at once (default 32)")
     parser.add_argument("--repeats", type=positive, default=3, help="turns of each; medians are reported (default 3)")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="who takes part (default: all)")
+    parser.add_argument(
+        "--memory_rows",
+        nargs="*",
+        type=positive,
+        default=[1_000, 10_000, 50_000],
+        help="numbers of rows at which memory is measured, a turn each (default 1000 10000 50000)",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "openai-client-cpu.json", help="JSON file")
     # What a side's process is told.
     for name in ("--side", "--figures"):
@@ -214,18 +272,25 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.side is not None:
         return run_side(arguments)
-    told = ["--rows", str(arguments.rows), "--concurrency", str(arguments.concurrency)]
+    at_once = ["--concurrency", str(arguments.concurrency)]
+    told = ["--rows", str(arguments.rows), *at_once]
     turns = take_turns(SCRIPT, arguments.sides, told, repeats=arguments.repeats, pythons={})
+    memory_turns = [
+        one_turn(SCRIPT, side, ["--rows", str(rows), *at_once])
+        for side in MEMORY_SIDES
+        for rows in arguments.memory_rows
+    ]
     result = {
         "made": now(),
         "rows": arguments.rows,
         "concurrency": arguments.concurrency,
         **summary(turns, arguments.rows),
-        "turns": [
-            {name: round(value, 3) if isinstance(value, float) else value for name, value in turn.items()}
-            for turn in turns
-        ],
-        "machine": machine(),
+        "memory": memory_summary(memory_turns),
+        "turns": rounded(turns),
+        "memory_turns": rounded(memory_turns),
+        # Every side is held to one core, whatever the machine has.
+        "machine": {**machine(), "threads": 1},
+        "versions": library_versions(("aiohttp",)),
         "environment": environment(),
     }
     publish(result, result_table(result), arguments.out)

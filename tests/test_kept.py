@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from report_runs import random_rows, save_run
 
-from imhi.benchmark import DATASETS
+from imhi.benchmark import DATASETS, aspect_of
 from imhi.cli import COMMANDS
 from imhi.commands import run_script
 from imhi.comparison import compare_runs
 from imhi.data import DataRoot, samples_root
 from imhi.errors import UserError
 from imhi.exclusions import leave_out
-from imhi.kept import COLUMNS, aspects_of, is_kept, keep_run, read_kept, without_paths
+from imhi.kept import COLUMNS, is_kept, keep_run, read_kept, without_paths
 from imhi.labelers.rules import published_rule
 from imhi.report import make_report, write_report
 from imhi.results import CLASSIFIER, RULE, data_root_of, read_results
@@ -180,9 +180,10 @@ def test_the_aspect_is_that_of_the_question():
         'Consider this post: "Hm." Question: Does the post show risk of thwarted belongingness?',
         'Consider this post: "Hm." Question: What else?',
     ]
-    assert aspects_of(dataset, "instruction", queries) == ["perceived burdensomeness", "thwarted belongingness", ""]
+    found = [aspect_of(dataset, "instruction", query) for query in queries]
+    assert found == ["perceived burdensomeness", "thwarted belongingness", None]
     stem = 'Post: Hm.  Question: The answer to the question: "Does the post shows risk of thwarted belongingness?" is '
-    assert aspects_of(dataset, "completion", [stem]) == ["thwarted belongingness"]
+    assert aspect_of(dataset, "completion", stem) == "thwarted belongingness"
 
 
 def test_every_released_row_has_its_aspect(real_data):
@@ -191,7 +192,7 @@ def test_every_released_row_has_its_aspect(real_data):
     for suite, form in (("IMHI", "instruction"), ("IMHI-completion", "completion")):
         rows = load_suite(DataRoot(real_data, "test"), suite, datasets=["MultiWD", "Irf"]).rows
         for name in ("MultiWD", "Irf"):
-            found = aspects_of(DATASETS[name], form, [row.query for row in rows if row.dataset == name])
+            found = [aspect_of(DATASETS[name], form, row.query) for row in rows if row.dataset == name]
             assert set(found) == set(DATASETS[name].aspects)
 
 

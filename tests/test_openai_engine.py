@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from stub_server import MODEL, Asked, Stub, always, answer_to, first, mixed
 
 from imhi.commands.generate import add_arguments as add_generate_arguments
+from imhi.data import DataRoot, load_suite
 from imhi.engines import Completion, Decoding, EngineRequest, Prompt, Shot
 from imhi.engines.exchange import Exchange, Limits, Traffic
 from imhi.engines.http_client import Fault, HttpClient, Server, _words, asked_wait
@@ -911,20 +912,24 @@ def benchmark() -> Any:
 
 def test_the_benchmark_counts_every_answer_of_every_side(benchmark: Any, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "made" / "out.json"
-    flags = ["--rows", "300", "--repeats", "1", "--concurrency", "8", "--out", str(out)]
+    flags = ["--rows", "300", "--repeats", "1", "--concurrency", "8", "--memory_rows", "50", "400", "--out", str(out)]
     assert benchmark.run(benchmark.parse(flags)) == 0
     result = json.loads(out.read_text(encoding="utf-8"))
     assert list(result["sides"]) == list(benchmark.SIDES) == [turn["side"] for turn in result["turns"]]
     for figures in result["sides"].values():
-        assert min(figures["memory_after_a_tenth"], figures["peak_memory"]) > 10**7
+        assert figures["peak_memory"] > 10**7
         assert figures["requests_per_second"] == pytest.approx(300 / figures["seconds"], rel=0.05)
-    assert "openai engine, journaled" in capsys.readouterr().out
+    assert {side: list(found["peak_memory"]) for side, found in result["memory"].items()} == dict.fromkeys(
+        benchmark.MEMORY_SIDES, ["50", "400"]
+    )
+    assert result["versions"]["aiohttp"] and result["environment"]["python"]
+    told = capsys.readouterr().out
+    assert "openai engine, journaled" in told and "peak MiB at rows" in told
 
 
 def test_the_benchmarks_ratios_are_those_of_the_medians(benchmark: Any) -> None:
-    memory = {"memory_after_a_tenth": 10**6, "peak_memory": 10**6}
     turns = [
-        {"side": side, "seconds": 2 * cpu, "cpu_seconds": cpu, **memory}
+        {"side": side, "seconds": 2 * cpu, "cpu_seconds": cpu, "peak_memory": 10**6}
         for floor, own in ((1.0, 4.0), (2.0, 1.0), (9.0, 5.0))
         for side, cpu in (("aiohttp", floor), ("engine", own))
     ]
@@ -932,3 +937,20 @@ def test_the_benchmarks_ratios_are_those_of_the_medians(benchmark: Any) -> None:
     assert found["sides"]["engine"]["requests_per_second"] == 125.0
     assert found["sides"]["aiohttp"]["requests_per_cpu_second"] == 500.0
     assert found["share_of_the_floor"] == {"engine": 0.5}
+
+
+def test_the_benchmarks_memory_is_told_by_rows_and_as_bytes_a_row(benchmark: Any) -> None:
+    turns = [
+        {"side": side, "rows": rows, "peak_memory": peak}
+        for side, rows, peak in (("run", 1000, 10**6), ("run", 100, 10**5), ("engine", 100, 7))
+    ]
+    assert benchmark.memory_summary(turns) == {
+        "run": {"peak_memory": {"100": 10**5, "1000": 10**6}, "bytes_per_row": 1000.0},
+        "engine": {"peak_memory": {"100": 7}, "bytes_per_row": None},
+    }
+
+
+def test_the_benchmarks_test_file_asks_what_the_other_sides_ask(benchmark: Any, tmp_path: Path) -> None:
+    benchmark.write_data_root(tmp_path, 3)
+    rows = load_suite(DataRoot(tmp_path, "test"), "IMHI").rows
+    assert [(row.id, row.query) for row in rows] == [(prompt.id, prompt.text) for prompt in benchmark.Prompts(3)]

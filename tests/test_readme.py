@@ -170,7 +170,16 @@ def test_flags_named_in_the_readme_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     helps = ""
     commands = ("run", "generate", "label", "score", "report", "compare", "check", "humans")
-    for command in (*commands, "ask", "demo", "data fetch", "data check", "train labelers", "train responder", "export lm-eval"):
+    for command in (
+        *commands,
+        "ask",
+        "demo",
+        "data fetch",
+        "data check",
+        "train labelers",
+        "train responder",
+        "export lm-eval",
+    ):
         done = subprocess.run(
             [sys.executable, "-m", "imhi.cli", *command.split(), "--help"], capture_output=True, text=True, check=True
         )

@@ -31,6 +31,14 @@ BASELINES = {
     "vllm": "vLLM",
     "lm_eval": "lm_eval",
 }
+CLIENT_SIDES = {
+    "aiohttp": "aiohttp alone",
+    "engine": "engine openai",
+    "journaled": "engine openai, each group of answers on disk",
+    "run": "all of `imhi generate`",
+}
+# Requests a second on one core, against a server that answers at once.
+CLIENT_BAR = 1000
 
 
 def gib(count: float) -> str:
@@ -220,6 +228,39 @@ def overlap(result: Mapping[str, Any]) -> str:
     )
 
 
+def client(result: Mapping[str, Any]) -> str:
+    headers = ["side", "seconds", "requests/s", "requests per CPU second", "peak MiB"]
+    rows = [
+        [
+            CLIENT_SIDES[name],
+            f"{side['seconds']:.1f}",
+            f"{side['requests_per_second']:,.0f}",
+            f"{side['requests_per_cpu_second']:,.0f}",
+            f"{side['peak_memory'] / 2**20:.0f}",
+        ]
+        for name, side in result["sides"].items()
+    ]
+    counts = list(next(iter(result["memory"].values()))["peak_memory"])
+    memory = [
+        [
+            CLIENT_SIDES[name],
+            *(f"{side['peak_memory'][count] / 2**20:.1f}" for count in counts),
+            f"{side['bytes_per_row']:,.0f}",
+        ]
+        for name, side in result["memory"].items()
+    ]
+    grown = ["peak MiB", *(f"{int(count):,} rows" for count in counts), "bytes a row"]
+    reached = result["sides"]["engine"]["requests_per_second"]
+    busy = max(turn["load_average_before"] or 0 for turn in [*result["turns"], *result["memory_turns"]])
+    return (
+        f"{result['rows']:,} requests, {result['concurrency']} at once, medians of "
+        f"{max(turn['turn'] for turn in result['turns'])} turns. Bar: {CLIENT_BAR:,} requests/s on one core; measured "
+        f"{reached:,.0f}, {'met' if reached >= CLIENT_BAR else '**not met**'}.\n\n{markdown_table(headers, rows)}\n\n"
+        f"{markdown_table(grown, memory)}\n\n{where(result)} aiohttp {result['versions']['aiohttp']}. Load average of the "
+        f"machine before a turn: {busy:g} at most."
+    )
+
+
 # What is measured, where its ratio stands in the result files, and the least that it should be.
 BARS: tuple[tuple[str, str, tuple[str, ...], float], ...] = (
     (
@@ -282,6 +323,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "bartscore-cuda": bartscore,
     "text-metrics-cpu": overlap,
     "text-metrics-bertscore-cpu": overlap,
+    "openai-client-cpu": client,
 }
 
 

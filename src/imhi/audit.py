@@ -43,6 +43,7 @@ __all__ = [
     "repair_data",
     "repaired",
     "shared_rows",
+    "stem_of",
 ]
 
 TRAIN_FOLDERS = {"instruction": "train_data/instruction_data", "completion": "train_data/complete_data"}
@@ -88,6 +89,11 @@ def post_key(query: str) -> str:
     """
     post = post_of(repaired(query)).casefold()
     return " ".join(_WORD.findall(post)) or " ".join(post.split())
+
+
+def stem_of(key: str) -> str:
+    """What the keys of near-copies of a post, cut off differently, have in common: 100 letters, spaces aside."""
+    return key.replace(" ", "")[:100]
 
 
 # --- one file -------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ __all__ = [
     "Label",
     "Mention",
     "Suite",
+    "aspect_of",
     "dataset_named",
     "find_mentions",
     "gold_answer",
@@ -510,6 +511,12 @@ def question(dataset: Dataset, form: str, aspect: str = "") -> str:
     """The question of `dataset` in `form` ("instruction" or "completion"), for one of its aspects."""
     template = dataset.instruction_question if form == "instruction" else dataset.completion_stem
     return template.format(aspect=aspect)
+
+
+def aspect_of(dataset: Dataset, form: str, text: str) -> str | None:
+    """The aspect whose question a prompt ends in ("" for a set's only one); None where it ends in none of the set's."""
+    asked = text.rstrip()
+    return next((name for name in dataset.aspects if asked.endswith(question(dataset, form, name).strip())), None)
 
 
 def query(dataset: Dataset, form: str, post: str, aspect: str = "") -> str:

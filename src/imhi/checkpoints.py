@@ -422,7 +422,9 @@ def locate_generator(
     if not lora_path and is_adapter(found := locate(default if model is None else model, flag=flag)):
         say(f"{found.name if model is None else model} is a LoRA adapter; it is applied to its base")
         model, lora_path = None, default if model is None else model
-        nameless = "--model_path: {} is a LoRA adapter that names no base model; give the base here, and it with --lora_path"
+        nameless = (
+            "--model_path: {} is a LoRA adapter that names no base model; give the base here, and it with --lora_path"
+        )
     adapter = locate(lora_path, flag="--lora_path") if lora_path else None
     if adapter is not None:
         base = _adapter_base(adapter)

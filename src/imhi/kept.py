@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from imhi import __version__
-from imhi.benchmark import DATASETS, Dataset, question
+from imhi.benchmark import DATASETS, Dataset
 from imhi.data import sha256_of, write_text_atomically
 from imhi.errors import UserError
 from imhi.labelers.rules import published_rule
@@ -35,7 +35,7 @@ from imhi.metrics.correctness import UNPARSED
 from imhi.rows import CLASSIFIER, RULE, Column, DatasetResults, Labels, RunResults
 from imhi.scoring import SCORES, TARGETS, read_scores, row_column
 
-__all__ = ["COLUMNS", "aspects_of", "is_kept", "keep_run", "read_kept"]
+__all__ = ["COLUMNS", "is_kept", "keep_run", "read_kept"]
 
 FORMAT = "imhi-kept-1"
 MANIFEST, ROWS = "manifest.json", "rows.csv.gz"
@@ -67,14 +67,6 @@ _ABSOLUTE = re.compile(r"(?:[A-Za-z]:)?[\\/]|~")
 _PATH = re.compile(r"(?<![\w\\/.~-])(?:[A-Za-z]:|~[\w.-]*|\.{1,2})?[\\/][^\s\"'=,;()]+")
 # Names, versions and settings have fewer words; what has more may be somebody's text.
 MOST_WORDS = 8
-
-
-def aspects_of(dataset: Dataset, form: str, queries: Sequence[str]) -> list[str]:
-    """Which of the dataset's questions each query ends in; "" for the only one, and for a question that is none of them."""
-    questions = {aspect: question(dataset, form, aspect).strip() for aspect in dataset.aspects}
-    return [
-        next((aspect for aspect, asked in questions.items() if query.rstrip().endswith(asked)), "") for query in queries
-    ]
 
 
 def is_kept(folder: Path) -> bool:

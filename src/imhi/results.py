@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from imhi.audit import post_key
-from imhi.benchmark import DATASETS, SUITES
+from imhi.benchmark import DATASETS, SUITES, aspect_of
 from imhi.data import (
     DataRoot,
     ResponseFile,
@@ -27,7 +27,7 @@ from imhi.data import (
     sha256_of,
 )
 from imhi.errors import UserError
-from imhi.kept import aspects_of, is_kept, read_kept
+from imhi.kept import is_kept, read_kept
 from imhi.labelers.rules import label_by_rule
 from imhi.labelling import CLEAR_LABEL, CONFIDENCE, UNCLEAR, labels_of, read_record
 from imhi.metrics import summed_metric
@@ -291,6 +291,6 @@ def _with_posts(
                     one,
                     queries=queries,
                     posts=[post_key(query) for query in queries],
-                    aspects=aspects_of(one.dataset, SUITES[suite].form, queries),
+                    aspects=[aspect_of(one.dataset, SUITES[suite].form, query) or "" for query in queries],
                 )
     return {**read, **found}, [name for name in read if name not in found], suites

@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from imhi.audit import TRAIN_FOLDERS, post_key, post_of
-from imhi.benchmark import DATASETS, SUITES, Dataset, dataset_named, query, question
+from imhi.audit import TRAIN_FOLDERS, post_key, post_of, stem_of
+from imhi.benchmark import DATASETS, SUITES, Dataset, aspect_of, dataset_named, query
 from imhi.data import DataRoot, dataset_files, gold_label, read_query_rows, samples_root
 from imhi.engines import Shot
 from imhi.errors import UserError
@@ -52,7 +52,7 @@ class DatasetShots:
 
     def before(self, prompt: str) -> tuple[Shot, ...]:
         """The examples that stand before a prompt of this dataset."""
-        return self.by_aspect[_aspect_of(DATASETS[self.dataset], self.form, prompt) or ""]
+        return self.by_aspect[aspect_of(DATASETS[self.dataset], self.form, prompt) or ""]
 
     def facts(self) -> dict[str, Any]:
         """For a manifest: where the examples come from, and a SHA-256 of their texts; no text."""
@@ -111,7 +111,7 @@ def choose_shots(
         files, made_up = _training_files(samples_root(), dataset, form), True
     stems = held_out_posts(root) if held_out is None else held_out
     read = [example for path in files for example in _examples(dataset, form, path)]
-    usable = [example for example in read if _stem(example.post) not in stems]
+    usable = [example for example in read if stem_of(example.post) not in stems]
     chosen = {
         aspect: _chosen(dataset, usable, read, files, aspect, per_label, seed)
         for aspect in dict.fromkeys(("", *dataset.aspects))
@@ -132,13 +132,8 @@ def held_out_posts(root: DataRoot) -> frozenset[str]:
     for suite in SUITES.values():
         folder = root.path / suite.folder
         for path in dataset_files(folder)[0].values() if folder.is_dir() else ():
-            stems |= {_stem(post_key(text)) for text, _ in read_query_rows(path)}
+            stems |= {stem_of(post_key(text)) for text, _ in read_query_rows(path)}
     return frozenset(stems)
-
-
-def _stem(post: str) -> str:
-    """What near-copies of a post have in common, as for the training of classifiers (`imhi.training.corpus`)."""
-    return post.replace(" ", "")[:100]
 
 
 def _training_files(root: Path, dataset: Dataset, form: str) -> list[Path]:
@@ -152,7 +147,7 @@ def _training_files(root: Path, dataset: Dataset, form: str) -> list[Path]:
 def _examples(dataset: Dataset, form: str, path: Path) -> list[_Example]:
     found = []
     for index, (text, gold) in enumerate(read_query_rows(path)):
-        aspect = _aspect_of(dataset, form, text)
+        aspect = aspect_of(dataset, form, text)
         if aspect is None:
             raise UserError(
                 f"{path}, row {index + 1}: the question is not {dataset.name}'s in the {form} form: "
@@ -163,12 +158,6 @@ def _examples(dataset: Dataset, form: str, path: Path) -> list[_Example]:
         prompt = query(dataset, form, post_of(text), aspect)
         found.append(_Example(Shot(prompt, gold.strip()), label, post_key(text), aspect, path))
     return found
-
-
-def _aspect_of(dataset: Dataset, form: str, text: str) -> str | None:
-    """The aspect that a query asks about; None where its question is not the dataset's."""
-    asked = text.rpartition("Question:")[2].strip()
-    return next((aspect for aspect in dataset.aspects if question(dataset, form, aspect).strip() == asked), None)
 
 
 def _chosen(

@@ -5,14 +5,16 @@ One pass of the pool serves all datasets that are to be labelled: its workers st
 
 from __future__ import annotations
 
+import platform
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from imhi.benchmark import DATASETS, Dataset
 from imhi.engines.ray_pool import RayPool, Work
+from imhi.errors import UserError
 from imhi.labelers import Labeler, LabelResult
 from imhi.talk import progress_bar
 
@@ -31,30 +33,39 @@ class Chunk:
     texts: tuple[str, ...]
 
 
+# Labelers by dataset name, opened where this is called.
+Open = Callable[[], Mapping[str, Labeler]]
+
+
 def over_workers(
-    labelers: Mapping[str, Labeler], texts: Mapping[str, Sequence[str]], pool: RayPool
+    labelers: Mapping[str, Labeler], open_: Open, texts: Mapping[str, Sequence[str]], pool: RayPool
 ) -> dict[str, Labeler]:
     """The same labelers, which compute in the pool's workers.
 
     Parameters
     ----------
-    labelers : by dataset name, with nothing loaded; on every machine of the pool their files lie in the same places.
+    labelers : by dataset name, with nothing loaded.
+    open_ : opens the same ones in a worker; picklable.  Where a worker finds others, labelling ends with a UserError.
     texts : the responses of every dataset that will be labelled, in the order in which that will be asked for; only
         these can be labelled.
     """
-    shared = _Shared(labelers, texts, pool)
+    shared = _Shared(partial(_labelling, open_, {name: labelers[name].identity() for name in texts}), texts, pool)
     return {name: _PooledLabeler(labelers[name], shared) for name in texts}
 
 
 class _Shared:
     """What comes back of all datasets' chunks, as far as it has been fetched."""
 
-    def __init__(self, labelers: Mapping[str, Labeler], texts: Mapping[str, Sequence[str]], pool: RayPool):
+    def __init__(self, make: Callable[[], Work], texts: Mapping[str, Sequence[str]], pool: RayPool):
         self.texts = texts
         chunks = [chunk for name, given in texts.items() for chunk in cut(name, given, pool.workers)]
-        make = partial(_labelling, {name: labelers[name] for name in texts})
-        self._stream = pool.stream(make, chunks, lambda chunk, begun: [chunk])
+        self._stream = pool.stream(make, chunks, self._again)
+        self._came: set[tuple[str, tuple[int, ...]]] = set()
         self._results: dict[str, list[tuple[tuple[int, ...], LabelResult]]] = defaultdict(list)
+
+    def _again(self, chunk: Chunk, begun: bool) -> list[Chunk]:
+        # A worker may die between its result and its word that this was all.
+        return [] if (chunk.dataset, chunk.rows) in self._came else [chunk]
 
     def results(self, name: str) -> Iterator[tuple[tuple[int, ...], LabelResult]]:
         """(rows, their labels) of a dataset, until all of its rows have come."""
@@ -63,6 +74,7 @@ class _Shared:
         while left:
             while not found:
                 dataset, rows, result = next(self._stream)
+                self._came.add((dataset, rows))
                 (found if dataset == name else self._results[dataset]).append((rows, result))
             rows, result = found.pop()
             left -= len(rows)
@@ -117,8 +129,15 @@ def cut(name: str, texts: Sequence[str], workers: int) -> list[Chunk]:
     return [Chunk(name, tuple(rows), tuple(texts[row] for row in rows)) for rows in chunks if rows]
 
 
-def _labelling(labelers: Mapping[str, Labeler]) -> Work:
-    """In a worker: the labelers as a function of chunks."""
+def _labelling(open_: Open, expected: Mapping[str, Mapping[str, Any]]) -> Work:
+    """In a worker: the labelers as a function of chunks; UserError where they are not those of the driver."""
+    labelers = open_()
+    differing = [name for name, identity in expected.items() if labelers[name].identity() != identity]
+    if differing:
+        raise UserError(
+            f"--engine ray: {platform.node()} has other classifiers of {', '.join(differing)} than this machine; every "
+            "machine needs the same toolkit and the same model files"
+        )
     return partial(_label, labelers)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from imhi.engines.ray_pool import RayPool, Work
+from imhi.errors import UserError
 from imhi.metrics import METRICS
 from imhi.metrics.base import Metric, Statistics
 
@@ -26,31 +28,44 @@ def over_workers(metric: Metric, options: Mapping[str, Any], pool: RayPool) -> M
 
     Parameters
     ----------
-    metric : made by ``METRICS[metric.name](**options)``, as every worker makes its own.
+    metric : made by ``METRICS[metric.name](**options)``, as every worker makes its own; where one has another
+        signature, scoring ends with a UserError.
     """
     spread = copy.copy(metric)
+    make = partial(_open, metric.name, dict(options), str(metric.signature))
     # Everything but the statistics of pairs is computed here, from them.
-    spread._statistics = partial(_spread_statistics, metric.name, dict(options), pool)  # type: ignore[method-assign]
+    spread._statistics = partial(_spread_statistics, make, pool)  # type: ignore[method-assign]
     return spread
 
 
 def _spread_statistics(
-    name: str, options: Mapping[str, Any], pool: RayPool, pairs: Pairs, advance: Callable[[int], object]
+    make: Callable[[], Work], pool: RayPool, pairs: Pairs, advance: Callable[[int], object]
 ) -> Statistics:
     order = sorted(range(len(pairs)), key=lambda at: -sum(map(len, pairs[at])))
     most = max(LEAST_PAIRS, -(-len(pairs) // (CHUNKS_A_WORKER * pool.workers)))
     parts = [tuple(order[start : start + most]) for start in range(0, len(order), most)]
     chunks: list[Chunk] = [(rows, tuple(pairs[row] for row in rows)) for rows in parts]
     found: dict[int, tuple[float, ...]] = {}
-    for rows, statistics in pool.stream(partial(_open, name, options), chunks, lambda chunk, begun: [chunk]):
+
+    def again(chunk: Chunk, begun: bool) -> list[Chunk]:
+        # A worker may die between its result and its word that this was all.
+        return [] if chunk[0][0] in found else [chunk]
+
+    for rows, statistics in pool.stream(make, chunks, again):
         found.update(zip(rows, statistics, strict=True))
         advance(len(rows))
     return [found[at] for at in range(len(pairs))]
 
 
-def _open(name: str, options: Mapping[str, Any]) -> Work:
+def _open(name: str, options: Mapping[str, Any], expected: str) -> Work:
     """In a worker: the metric as a function of chunks."""
-    return partial(_compute, METRICS[name](**options))
+    metric = METRICS[name](**options)
+    if str(metric.signature) != expected:
+        raise UserError(
+            f"--engine ray: {platform.node()} would score with {metric.signature}, and this machine with {expected}; "
+            "every machine needs the same libraries and the same model files"
+        )
+    return partial(_compute, metric)
 
 
 def _compute(metric: Metric, chunk: Chunk) -> Iterator[tuple[tuple[int, ...], Statistics]]:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imhi.audit import TRAIN_FOLDERS, post_key, repaired
+from imhi.audit import TRAIN_FOLDERS, post_key, repaired, stem_of
 from imhi.benchmark import DATASETS, SUITES, Dataset, dataset_named, split_reasoning
 from imhi.data import DataRoot, gold_label, load_suite, read_query_rows, sha256_of
 from imhi.errors import UserError
@@ -33,7 +33,6 @@ __all__ = [
     "fold_of",
     "is_validation",
     "read_corpus",
-    "stem_of",
     "training_files",
 ]
 
@@ -106,11 +105,6 @@ class Corpus:
 
 def _borrows(name: str) -> dict[str, dict[str, str]]:
     return {source: dict(renamed) for source, renamed in DATASETS[name].borrows}
-
-
-def stem_of(post: str) -> str:
-    """What near-copies of a post have in common: its first 100 letters and digits, spaces aside."""
-    return post.replace(" ", "")[:100]
 
 
 def fold_of(post: str) -> int:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imhi.audit import TRAIN_FOLDERS, post_key, repaired
+from imhi.audit import TRAIN_FOLDERS, post_key, repaired, stem_of
 from imhi.benchmark import DATASETS, FORMS, SUITES, Dataset, gold_answer, question, split_reasoning
 from imhi.data import DataRoot, gold_label, load_suite, read_query_rows, sha256_of
 from imhi.errors import UserError
-from imhi.training.corpus import is_validation, stem_of, training_files
+from imhi.training.corpus import is_validation, training_files
 
 __all__ = ["REASONS", "TrainingRow", "TrainingRows", "in_test_form", "read_training_rows"]
 
