@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any
 
 from imhi.engines.ray_pool import RayPool
@@ -18,6 +18,7 @@ class FakePool(RayPool):
     def __init__(self, workers: int = 2, *, fate: Fate = lambda number, chunk: None, unsent: Collection[int] = ()):
         self.version, self.workers, self.address, self.gpus, self.threads = "fake", workers, None, 0, 1
         self.passes = self.lost = 0
+        self._running = []
         self.fate, self.unsent = fate, unsent
         self.sent: list[list[Any]] = []
         self.closed = False
@@ -31,7 +32,7 @@ class FakePool(RayPool):
     def _losses(self) -> tuple[type[Exception], ...]:
         return (ConnectionError,)
 
-    def _pass(self, make: Callable[[], Any], chunks: Sequence[Any]) -> Iterator[tuple[str, int, Any]]:
+    def _pass(self, make: Callable[[], Any], chunks: Sequence[Any]) -> Generator[tuple[str, int, Any], None, None]:
         self.sent.append(list(chunks))
         work = None
         for at, chunk in enumerate(chunks):

@@ -281,6 +281,21 @@ def test_what_differs_but_may_be_compared_is_told(two):
         assert said in cautions
 
 
+def test_a_server_that_wraps_prompts_and_another_engine_are_told(two):
+    configurations = [
+        {"engine": "transformers", "decoding": {"chat_template": False}},
+        {"engine": "openai", "api": "chat", "decoding": {"chat_template": False}},
+    ]
+    runs = [
+        replace(run, manifest={"configuration": configuration, "sessions": []})
+        for run, configuration in zip(two, configurations, strict=True)
+    ]
+    cautions = "\n".join(compare_runs(*runs, resamples=20).cautions)
+    assert "prompts are wrapped in the chat template in b, raw in a" in cautions
+    assert "answered through other engines: transformers / openai" in cautions
+    assert "wrapped" not in "\n".join(compare_runs(runs[1], runs[1], resamples=20).cautions)
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 

@@ -291,6 +291,7 @@ def test_the_harness_answers_as_we_do_and_its_metric_is_our_figure(tmp_path, for
     assert assert_answers_and_figures_agree(tmp_path, form, model, model, limits) == 50
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("form", FORMS)
 def test_the_harness_answers_real_rows_with_a_real_model_as_we_do(tmp_path, form, real_data):
     from imhi.checkpoints import locate_generator
@@ -299,3 +300,17 @@ def test_the_harness_answers_real_rows_with_a_real_model_as_we_do(tmp_path, form
     limits = ["--limit", "7", "--max_new_tokens", "48", "--data_root", str(real_data)]
     rows = assert_answers_and_figures_agree(tmp_path, form, "embedded:smollm2", converted, limits)
     assert rows >= 50
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_harness_finds_the_labels_of_a_trained_adapter_as_we_do(tmp_path, form, real_data):
+    from imhi.checkpoints import locate_generator
+
+    spec = locate_generator("embedded:imhi-smollm2")
+    limits = ["--limit", "7", "--max_new_tokens", "16", "--data_root", str(real_data)]
+    lm_eval_model = f"{spec.folder},peft={spec.adapter}"
+    assert assert_answers_and_figures_agree(tmp_path, form, "embedded:imhi-smollm2", lm_eval_model, limits) >= 50
+    figures = json.loads((tmp_path / "run" / "correctness.json").read_text(encoding="utf-8"))["datasets"]
+    accuracies = {figure["strict"]["accuracy"] for figure in figures.values()}
+    assert len(accuracies) > 2, "figures that are all alike would prove little"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from report_runs import random_rows, save_run
+from stub_server import MODEL, Stub
 
 from imhi.benchmark import DATASETS, FORMS, SUITES, gold_answer, query, question
 from imhi.checkpoints import load_generator, locate_generator
@@ -16,6 +17,7 @@ from imhi.commands import run_script
 from imhi.comparison import compare_runs
 from imhi.data import DataRoot, load_suite, samples_root
 from imhi.engines import Decoding, Prompt, Shot
+from imhi.engines.prompt_ids import chat_turns
 from imhi.engines.transformers_engine import TransformersEngine
 from imhi.errors import UserError
 from imhi.labelers.rules import label_by_rule
@@ -223,3 +225,33 @@ def test_a_style_is_told_in_report_and_comparison(tmp_path):
     assert "prompts are worded differently: --prompt_style imhi / cot" in told("imhi", "cot")
     assert "--prompt_style cot, of two versions of the toolkit" in told("cot", "other")
     assert "worded differently" not in told("cot", "cot")
+
+
+def test_a_server_gets_style_and_examples_and_runs_of_two_styles_are_told_apart(tmp_path, capsys):
+    from imhi.shots import shots_of_datasets
+
+    root = DataRoot(samples_root(), "test")
+    rows = load_suite(root, "IMHI", datasets=["DR", "SAD"], limit=2).rows
+    examples = shots_of_datasets(root, ["DR", "SAD"], "instruction", 1, 0)
+
+    def turns(row, style: str) -> list[dict[str, str]]:
+        dataset = DATASETS[row.dataset]
+        shots = styled_shots(examples[row.dataset].before(row.query), dataset, "instruction", style)
+        return chat_turns(Prompt(row.id, styled(row.query, dataset, "instruction", style), shots))
+
+    def ask(stub: Stub, folder: str, style: str) -> int:
+        server = ["--engine", "openai", "--api_base", stub.url, "--model", MODEL]
+        flags = ["--model_output_path", f"{tmp_path / folder}", "--prompt_style", style, "--shots", "1"]
+        return run_script("generate", [*server, *flags, *GENERATE])
+
+    with Stub() as stub:
+        for style in ("cot", "cot_emo"):
+            assert ask(stub, style, style) == 0
+            asked = sorted(json.dumps(one.body["messages"]) for one in stub.log)
+            assert asked == sorted(json.dumps(turns(row, style)) for row in rows)
+            stub.log.clear()
+        assert ask(stub, "cot", "cot_emo") == 2
+        assert "prompt_style.name" in capsys.readouterr().err
+        assert stub.log == []
+    assert run_script("compare", [f"{tmp_path / 'cot'}", f"{tmp_path / 'cot_emo'}", "--resamples", "10"]) == 0
+    assert "prompts are worded differently: --prompt_style cot / cot_emo" in capsys.readouterr().out

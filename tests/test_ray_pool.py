@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+from types import SimpleNamespace
 
 import pytest
 from fake_pool import FakePool
 from hypothesis import given, strategies
 
+from imhi.commands import run_script
 from imhi.engines import ray_pool
-from imhi.engines.ray_pool import RayPool, open_pool, pack, require_ray, threads_that_fit, unpack
+from imhi.engines.ray_flags import absolute, gpus_each
+from imhi.engines.ray_pool import RayPool, open_pool, pack, remove_left_folders, require_ray, threads_that_fit, unpack
 from imhi.errors import UserError
+from imhi.locks import only_process
 
 
 def doubling():
@@ -109,7 +114,8 @@ def test_a_chunk_that_is_given_up_ends_without_an_error():
 
 def test_the_users_mistake_in_a_worker_ends_all(monkeypatch):
     pool = FakePool()
-    monkeypatch.setattr(pool, "_pass", lambda make, chunks: iter([("begin", 0, None), ("fault", 0, "no such model")]))
+    told = [("begin", 0, None), ("fault", 0, "no such model")]
+    monkeypatch.setattr(pool, "_pass", lambda make, chunks: (part for part in told))
     with pytest.raises(UserError, match=r"^no such model$"):
         list(pool.stream(doubling, [[1]], whole))
 
@@ -127,3 +133,96 @@ def test_an_address_that_is_none_is_refused(address, monkeypatch):
     monkeypatch.setattr(ray_pool, "require_ray", lambda: "2.60.0")
     with pytest.raises(UserError, match=r"start the command on a machine of the cluster|no cluster that can be used"):
         RayPool(2, address=address)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("score", ["--engine", "ray", "--workers", "2", "--score_method", "bleu"], "where no model runs here"),
+        ("score", ["--workers", "2"], "--workers is a flag of --engine ray"),
+        (
+            "score",
+            ["--engine", "ray", "--score_method", "gpt_score", "--gpt_api_base", "u"],
+            "where no model runs here",
+        ),
+        ("label", ["--engine", "ray", "--rules", "."], "no effect where no classifier runs"),
+        ("label", ["--ray_address", "auto"], "--ray_address is a flag of --engine ray"),
+    ],
+)
+def test_flags_of_a_pool_without_one_are_refused(command, flags, message, capsys):
+    named = ["--gen_dir_name", "."] if command == "score" else []
+    assert run_script(command, [*named, *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_worker_has_its_own_gpu_and_finds_files_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert (gpus_each("cpu"), gpus_each("cuda:0"), gpus_each("cuda")) == (0, 1, 1)
+    for device in ("cuda:1", "mps"):
+        with pytest.raises(UserError, match="Ray gives each worker its own GPU"):
+            gpus_each(device)
+    assert absolute("model") == str(tmp_path / "model")
+    assert (absolute("embedded:smollm2"), absolute("OWNER/NAME"), absolute(None)) == (
+        "embedded:smollm2",
+        "OWNER/NAME",
+        None,
+    )
+
+
+def test_what_a_killed_driver_left_is_removed_and_nothing_else(tmp_path):
+    for name in ("imhi-ray-left", "imhi-ray-used", "imhi-ray-new", "other"):
+        (tmp_path / name / "r").mkdir(parents=True)
+    with only_process(tmp_path / "imhi-ray-used", "using this cluster"):
+        for name in ("imhi-ray-left", "imhi-ray-used", "other"):
+            os.utime(tmp_path / name, (1, 1))
+        remove_left_folders(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["imhi-ray-new", "imhi-ray-used", "other"]
+
+
+def test_what_is_still_at_work_is_stopped_before_the_cluster_is(monkeypatch):
+    happened = []
+    pool = FakePool()
+
+    def endless(make, chunks):
+        try:
+            while True:
+                yield "part", 0, 7
+        finally:
+            happened.append("stopped")
+
+    monkeypatch.setattr(pool, "_pass", endless)
+    monkeypatch.setattr(pool, "_ray", SimpleNamespace(shutdown=lambda: happened.append("shut down")), raising=False)
+    monkeypatch.setattr(pool, "_remove_folder", lambda: None)
+    assert next(pool.stream(doubling, [[1]], whole)) == 7
+    RayPool.close(pool)
+    assert happened == ["stopped", "shut down"]
+
+
+@pytest.mark.parametrize(("failures", "started"), [(2, True), (3, False)])
+def test_a_cluster_that_does_not_start_is_tried_again(failures, started, tmp_path, monkeypatch, capsys):
+    tries = []
+
+    def init(**options):
+        tries.append(options)
+        if len(tries) <= failures:
+            raise Exception("timed out")
+
+    def nodes():
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}]
+
+    stand_in = SimpleNamespace(init=init, nodes=nodes, shutdown=lambda: None)
+    monkeypatch.setattr(ray_pool, "require_ray", lambda: "2.60.0")
+    monkeypatch.setattr(ray_pool, "import_module", lambda name: stand_in)
+    monkeypatch.setattr(ray_pool.tempfile, "mkdtemp", lambda **given: str(tmp_path))
+    monkeypatch.setattr(ray_pool.os, "environ", {**os.environ})
+    if started:
+        assert RayPool(2).threads == 1
+        assert ray_pool.os.environ["RAY_ENABLE_AUTO_CONNECT"] == "0"
+        assert tries[-1]["address"] == "local"
+    else:
+        with pytest.raises(UserError, match=r"Ray did not start \(timed out\)"):
+            RayPool(2)
+        assert not tmp_path.exists()
+    assert len(tries) == 3
+    assert capsys.readouterr().err.count("trying again") == 2

@@ -250,14 +250,36 @@ def client(result: Mapping[str, Any]) -> str:
         for name, side in result["memory"].items()
     ]
     grown = ["peak MiB", *(f"{int(count):,} rows" for count in counts), "bytes a row"]
-    reached = result["sides"]["engine"]["requests_per_second"]
+    engine = result["sides"]["engine"]
+    reached = engine["requests_per_second"]
     busy = max(turn["load_average_before"] or 0 for turn in [*result["turns"], *result["memory_turns"]])
     return (
         f"{result['rows']:,} requests, {result['concurrency']} at once, medians of "
         f"{max(turn['turn'] for turn in result['turns'])} turns. Bar: {CLIENT_BAR:,} requests/s on one core; measured "
-        f"{reached:,.0f}, {'met' if reached >= CLIENT_BAR else '**not met**'}.\n\n{markdown_table(headers, rows)}\n\n"
-        f"{markdown_table(grown, memory)}\n\n{where(result)} aiohttp {result['versions']['aiohttp']}. Load average of the "
-        f"machine before a turn: {busy:g} at most."
+        f"{reached:,.0f} by the clock ({'met' if reached >= CLIENT_BAR else '**not met**'}) and "
+        f"{engine['requests_per_cpu_second']:,.0f} per second of the core's own time; load average of the machine before a "
+        f"turn {busy:g} at most.\n\n"
+        f"{markdown_table(headers, rows)}\n\n"
+        f"{markdown_table(grown, memory)}\n\n{where(result)} aiohttp {result['versions']['aiohttp']}."
+    )
+
+
+def agreement(result: Mapping[str, Any]) -> str:
+    headers = ["row", "new token at which they part", "gap of its two logits", "gap of the two likeliest"]
+    parted = [
+        [row, str(found["new_token"]), f"{found['logit_gap']:.6f}", f"{found['gap_of_two_likeliest']:.6f}"]
+        for row, found in result["differing"].items()
+    ]
+    environment = result["environment"]
+    commit = (environment["git"] or {}).get("commit", "unknown")[:7]
+    libraries = environment["libraries"]
+    return (
+        f"{result['rows']} rows of the released test files, {result['model']}, {result['dtype']}, greedy, at most "
+        f"{result['max_new_tokens']} new tokens ({result['new_tokens']:,} in all): the same token ids in "
+        f"{result['rows_equal']} of {result['rows']} rows.\n\n"
+        + (f"{markdown_table(headers, parted)}\n\n" if parted else "")
+        + f"vLLM {result['vllm']['vllm']}; Python {environment['python']}, torch {libraries['torch']}, transformers "
+        f"{libraries['transformers']}; commit {commit}, {result['made'][:10]}."
     )
 
 
@@ -324,6 +346,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "text-metrics-cpu": overlap,
     "text-metrics-bertscore-cpu": overlap,
     "openai-client-cpu": client,
+    "vllm-agreement-cpu": agreement,
 }
 
 

@@ -119,9 +119,17 @@ def _settings_that_differ(first: RunResults, second: RunResults) -> list[str]:
     """How prompts were wrapped and answers decoded: part of what is compared, but to be told."""
     found = []
     mine, theirs = (run.configuration.get("decoding", {}) for run in (first, second))
-    if mine.get("chat_template", False) != theirs.get("chat_template", False):
-        wrapped, raw = (first, second) if mine.get("chat_template") else (second, first)
+    # Behind --api chat stands the server's own template.
+    in_template = [
+        run.configuration.get("api") == "chat" or run.configuration.get("decoding", {}).get("chat_template", False)
+        for run in (first, second)
+    ]
+    if in_template[0] != in_template[1]:
+        wrapped, raw = (first, second) if in_template[0] else (second, first)
         found.append(f"prompts are wrapped in the chat template in {wrapped.name}, raw in {raw.name}")
+    engines = [run.configuration.get("engine", "transformers") for run in (first, second)]
+    if engines[0] != engines[1]:
+        found.append(f"answered through other engines: {engines[0]} / {engines[1]}")
     examples = [(run.configuration.get("shots") or {}).get("per_label", 0) for run in (first, second)]
     if first.configuration.get("shots") != second.configuration.get("shots"):
         found.append(f"examples of every label before each prompt: {examples[0]} / {examples[1]}")

@@ -252,40 +252,47 @@ def read_table(path: Path) -> Table:
     """
     if path.is_dir():
         raise UserError(f"{path}: is a folder; expected a CSV file")
+    csv.field_size_limit(2**31 - 1)
+    columns: tuple[str, ...] = ()
+    records: list[list[str]] = []
     try:
-        raw = path.read_bytes()
+        # Line by line: the whole text beside its rows would take seven times the room.
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            reader = csv.reader(handle, strict=True)
+            columns = tuple(next(reader, ()))
+            for record in reader:
+                if not record:
+                    continue
+                if len(record) != len(columns):
+                    raise UserError(
+                        f"{path}, row {len(records) + 1}: {len(record)} fields where the header has {len(columns)}; "
+                        "a quote or comma in that row is not escaped"
+                    )
+                records.append(record)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if not raw.removeprefix(b"\xef\xbb\xbf").strip():
-        raise UserError(f"{path}: the file is empty; expected a CSV file with a header line")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file to UTF-8"
-        ) from None
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    records: list[list[str]] = []
-    try:
-        columns = tuple(next(reader))
-        for record in reader:
-            if not record:
-                continue
-            if len(record) != len(columns):
-                raise UserError(
-                    f"{path}, row {len(records) + 1}: {len(record)} fields where the header has {len(columns)}; "
-                    "a quote or comma in that row is not escaped"
-                )
-            records.append(record)
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
     except csv.Error as error:
         raise UserError(f"{path}, row {len(records) + 1}: not valid CSV ({error}); is a quote left open?") from None
+    if not "".join(columns).strip():
+        raise UserError(f"{path}: the file is empty; expected a CSV file with a header line")
     if not records:
         raise UserError(f"{path}: a header but no rows")
     return Table(path, columns, records)
+
+
+def _not_utf8(path: Path) -> UserError:
+    """What to say of a file that cannot be decoded; the decoder of a stream knows places in its piece alone."""
+    raw = path.read_bytes()
+    try:
+        raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        return UserError(f"{path}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file to UTF-8")
+    return UserError(f"{path}: was changed while it was read; read it again")
 
 
 @dataclass(frozen=True)

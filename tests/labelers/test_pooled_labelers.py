@@ -9,17 +9,30 @@ from fake_pool import FakePool
 from tiny import sample_texts
 
 from imhi.benchmark import DATASETS
+from imhi.errors import UserError
 from imhi.labelers.folders import open_labelers
 from imhi.labelers.pooled import LEAST_ROWS, cut, over_workers
 
 NAMES = ["DR", "SAD", "MultiWD"]
 
 
-@pytest.fixture(scope="module")
-def labelers():
+def opened():
     import torch
 
     return open_labelers(None, [DATASETS[name] for name in NAMES], device="cpu", dtype=torch.float32)
+
+
+def others():
+    from dataclasses import replace
+
+    return {
+        name: replace(labeler, settings=replace(labeler.settings, max_tokens=7)) for name, labeler in opened().items()
+    }
+
+
+@pytest.fixture(scope="module")
+def labelers():
+    return opened()
 
 
 def responses(count: int) -> list[str]:
@@ -41,7 +54,7 @@ class Shuffled(FakePool):
 def test_labels_counts_and_identity_are_those_of_one_process(labelers, monkeypatch):
     monkeypatch.setattr("imhi.labelers.pooled.LEAST_ROWS", 7)
     texts = {name: responses(60 + at) for at, name in enumerate(NAMES)}
-    pooled = over_workers(labelers, texts, Shuffled(3))
+    pooled = over_workers(labelers, opened, texts, Shuffled(3))
     for name in NAMES:
         expected, found = (which[name].label(DATASETS[name], texts[name]) for which in (labelers, pooled))
         assert (found.labels, found.clear, found.counts) == (expected.labels, expected.clear, expected.counts)
@@ -53,7 +66,7 @@ def test_labels_counts_and_identity_are_those_of_one_process(labelers, monkeypat
 def test_one_start_of_the_workers_serves_all_datasets(labelers):
     pool = FakePool()
     texts = {name: responses(20) for name in NAMES}
-    pooled = over_workers(labelers, texts, pool)
+    pooled = over_workers(labelers, opened, texts, pool)
     for name in NAMES:
         pooled[name].label(DATASETS[name], texts[name])
     assert pool.passes == 1
@@ -63,11 +76,31 @@ def test_one_start_of_the_workers_serves_all_datasets(labelers):
 def test_a_chunk_that_is_lost_is_labelled_again(labelers):
     pool = FakePool(fate=lambda number, chunk: 0 if number == 1 and chunk.dataset == "SAD" else None)
     texts = {name: responses(20) for name in NAMES}
-    pooled = over_workers(labelers, texts, pool)
+    pooled = over_workers(labelers, opened, texts, pool)
     for name in NAMES:
         expected = labelers[name].label(DATASETS[name], texts[name])
         assert pooled[name].label(DATASETS[name], texts[name]).labels == expected.labels
     assert pool.passes == 2
+
+
+def test_a_result_whose_worker_died_behind_it_is_not_taken_twice(labelers, monkeypatch):
+    monkeypatch.setattr("imhi.labelers.pooled.LEAST_ROWS", 7)
+    pool = FakePool(
+        fate=lambda number, chunk: (1 if len(pool.sent[0]) and chunk.rows[0] % 2 else 0) if number == 1 else None
+    )
+    texts = {name: responses(40) for name in NAMES[:2]}
+    pooled = over_workers(labelers, opened, texts, pool)
+    for name, given in texts.items():
+        expected, found = (which[name].label(DATASETS[name], given) for which in (labelers, pooled))
+        assert (found.labels, found.counts) == (expected.labels, expected.counts)
+    came = [chunk for chunk in pool.sent[0] if chunk.rows[0] % 2]
+    assert came and len(pool.sent[1]) == len(pool.sent[0]) - len(came)
+
+
+def test_a_machine_with_other_classifiers_labels_nothing(labelers):
+    pooled = over_workers(labelers, others, {name: ["Yes."] for name in NAMES}, FakePool())
+    with pytest.raises(UserError, match="has other classifiers of DR, SAD, MultiWD than this machine"):
+        pooled["DR"].label(DATASETS["DR"], ["Yes."])
 
 
 def test_no_text_stands_in_two_chunks_and_every_row_in_one():
@@ -81,6 +114,6 @@ def test_no_text_stands_in_two_chunks_and_every_row_in_one():
 
 
 def test_other_responses_than_the_pool_was_given_are_no_labels(labelers):
-    pooled = over_workers(labelers, {"DR": ["Yes."]}, FakePool())
+    pooled = over_workers(labelers, opened, {"DR": ["Yes."]}, FakePool())
     with pytest.raises(ValueError, match="other responses of DR"):
         pooled["DR"].label(DATASETS["DR"], ["No."])

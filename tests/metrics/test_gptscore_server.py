@@ -27,7 +27,7 @@ MADE_UP = [
     ("", "Yes. Reasoning: They cannot sleep."),
     ("No.", "Caf\N{LATIN SMALL LETTER E WITH ACUTE} \N{CJK UNIFIED IDEOGRAPH-4E00} and no more"),
 ]
-START_SECONDS = 420
+START_SECONDS = 900
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,9 @@ def vllm_server(python: str, dtype: str, log: Path) -> Iterator[str]:
     ]
     # None of this environment's packages and settings.
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VLLM", "VIRTUAL"))}
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", **kept}
+    # Threads bound to cores would wait for each other wherever another process has one of the cores.
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+    environment = {**settings, "HF_HUB_OFFLINE": "1", **kept}
     with log.open("wb") as written:
         server = subprocess.Popen(
             command, env=environment, stdout=written, stderr=subprocess.STDOUT, start_new_session=True

@@ -9,6 +9,7 @@ import pytest
 from fake_pool import FakePool
 from tiny import sample_texts
 
+from imhi.errors import UserError
 from imhi.metrics import METRICS
 from imhi.metrics.pooled import over_workers
 
@@ -41,3 +42,21 @@ def test_values_and_signature_are_those_of_one_process(name, options, texts, mon
     assert spread.score(*texts).values == pytest.approx(metric.score(*texts).values, abs=1e-6)
     assert pool.passes == 3
     assert len(pool.sent[0]) > 2
+
+
+def test_a_result_whose_worker_died_behind_it_counts_once(texts, monkeypatch):
+    monkeypatch.setattr("imhi.metrics.pooled.LEAST_PAIRS", 4)
+    metric = METRICS["rouge"]()
+    pool = FakePool(fate=lambda number, chunk: 1 if number == 1 else None)
+    advanced: list[int] = []
+    spread = over_workers(metric, {}, pool)
+    assert spread.statistics(*texts, advanced.append) == metric.statistics(*texts)
+    assert sum(advanced) == 30
+    assert pool.passes == 1
+
+
+def test_a_machine_with_another_model_scores_nothing(texts):
+    metric = METRICS["bert_score"](device="cpu")
+    spread = over_workers(metric, {"device": "cpu", "num_layers": 2}, FakePool())
+    with pytest.raises(UserError, match=r"would score with bert_score\|.*layer:2.*, and this machine with .*layer:5"):
+        spread.statistics(*texts)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from imhi.benchmark import DATASETS
 from imhi.commands import add_datasets_argument, add_device_arguments, positive
 from imhi.data import ResponseFile, parse_dataset_names
-from imhi.engines.ray_pool import add_pool_arguments, open_pool
+from imhi.engines.ray_flags import absolute, add_engine_arguments, gpus_each, pool_options
+from imhi.engines.ray_pool import open_pool
 from imhi.errors import UserError
 from imhi.labelers import Labeler
 from imhi.talk import say, show
@@ -60,20 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch_size", type=positive, help="texts a batch at most (default: as many as suit the device)"
     )
-    parser.add_argument(
-        "--engine",
-        choices=["transformers", "ray"],
-        default="transformers",
-        help="what runs the classifiers: this process (default), or Ray workers",
-    )
-    add_pool_arguments(parser.add_argument_group("--engine ray"))
+    add_engine_arguments(parser, "classifiers")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.engine == "ray" and (arguments.rules is not None or arguments.labelled):
         raise UserError("--engine ray has no effect where no classifier runs; leave it out")
-    if arguments.engine != "ray" and (given := _pool_options(arguments)):
-        raise UserError(f"--{next(iter(given))} is a flag of --engine ray; add that, or leave it out")
+    pool_options(arguments)
     if arguments.rules is not None:
         return _label_by_rules(arguments)
     if arguments.labelled:
@@ -101,9 +96,7 @@ def _label_with_classifiers(arguments: argparse.Namespace) -> int:
             raise UserError(f"--{flag} is missing; needed are --data_path and --data_output_path")
     if arguments.model_path is None and arguments.skip_missing:
         raise UserError("--skip_missing has no effect without --model_path; leave it out")
-    from imhi.checkpoints import locate
     from imhi.devices import pick_device, pick_dtype
-    from imhi.labelers.folders import open_labelers
     from imhi.labelling import counts_table, earlier_figures, label_folder, output_folder, read_folder
     from imhi.runs import find_run
 
@@ -116,16 +109,19 @@ def _label_with_classifiers(arguments: argparse.Namespace) -> int:
         for response in responses.values():
             response.gold_labels()
     device = pick_device(cuda=arguments.cuda, device=arguments.device)
-    labelers = open_labelers(
-        None if arguments.model_path is None else locate(arguments.model_path),
-        [DATASETS[name] for name in responses],
+    gpus = gpus_each(device) if arguments.engine == "ray" else 0
+    opened = partial(
+        _open_labelers,
+        absolute(arguments.model_path),
+        list(responses),
         device=device,
         dtype=pick_dtype(arguments.dtype or ("float32" if device == "cpu" else "auto"), device),
         batch_size=arguments.batch_size,
         skip_missing=arguments.skip_missing,
     )
+    labelers = opened()
     output_folder(out, data)
-    with _spread(labelers, responses, out, arguments, gpus=int(device != "cpu")) as spread:
+    with _spread(labelers, opened, responses, out, arguments, gpus=gpus) as spread:
         records = label_folder(responses, spread, out, overwrite=arguments.overwrite)
     show(counts_table(records))
     if arguments.calculate:
@@ -133,13 +129,19 @@ def _label_with_classifiers(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pool_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("workers", "ray_address") if hasattr(arguments, name)}
+def _open_labelers(model_path: str | None, names: Sequence[str], **options: Any) -> dict[str, Labeler]:
+    """The labelers of these datasets, here or in a worker."""
+    from imhi.checkpoints import locate
+    from imhi.labelers.folders import open_labelers
+
+    datasets = [DATASETS[name] for name in names]
+    return dict(open_labelers(None if model_path is None else locate(model_path), datasets, **options))
 
 
 @contextmanager
 def _spread(
     labelers: Mapping[str, Labeler],
+    opened: Callable[[], Mapping[str, Labeler]],
     responses: Mapping[str, ResponseFile],
     out: Path,
     arguments: argparse.Namespace,
@@ -154,8 +156,9 @@ def _spread(
     if not names:
         yield labelers
         return
-    with open_pool(_pool_options(arguments), gpus=gpus) as pool:
-        yield {**labelers, **over_workers(labelers, {name: responses[name].generated for name in names}, pool)}
+    texts = {name: responses[name].generated for name in names}
+    with open_pool(pool_options(arguments), gpus=gpus) as pool:
+        yield {**labelers, **over_workers(labelers, opened, texts, pool)}
 
 
 def _compare_only(arguments: argparse.Namespace) -> int:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from imhi.commands import add_datasets_argument, add_device_arguments, positive
+from imhi.engines.ray_flags import absolute, add_engine_arguments, gpus_each, pool_options
+from imhi.engines.ray_pool import open_pool
 from imhi.errors import UserError
 from imhi.metrics.gpt_templates import DEFAULT_TEMPLATE, TEMPLATES
+
+if TYPE_CHECKING:
+    from imhi.metrics.base import Metric
 
 DESCRIPTION = (
     "Score generated responses against the gold responses: BART-score, BERTScore, BLEU, ROUGE, coverage, GPT-score.\n"
@@ -19,6 +26,10 @@ DESCRIPTION = (
 METHODS = ("bart_score", "bert_score", "bleu", "rouge")
 # Metrics of this toolkit's own, which "all" leaves out: docs/human-agreement.md.
 OWN_METHODS = ("coverage", "info_gain")
+# Those whose model runs here, as far as --gpt_api_base does not name a server: what a pool of workers spreads.
+WITH_MODEL = ("bart_score", "bert_score", *OWN_METHODS, "gpt_score")
+# Their options that may be paths.
+PATHS = ("model", "weights", "baseline")
 # The published name and ours; "all" leaves it out, since its model decides everything.
 GPT_SCORE = ("GPT3_score", "gpt_score")
 GPT_FLAGS = (
@@ -45,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="compute values again that are there already")
     add_metric_arguments(parser)
+    add_engine_arguments(parser, "metrics' models")
     parser.add_argument(
         "--allow_remote", dest="gpt_allow_remote", action="store_true", help="the same as --gpt_allow_remote"
     )
@@ -115,6 +127,10 @@ def chosen_metrics(methods: Sequence[str]) -> list[str]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    pool_options(arguments)
+    chosen = chosen_metrics([arguments.score_method])
+    if arguments.engine == "ray" and (arguments.gpt_api_base or not set(chosen).intersection(WITH_MODEL)):
+        raise UserError("--engine ray has no effect where no model runs here; leave it out")
     if arguments.gpt_api_base:
         for flag in ("batch_size", "dtype", "device", "cuda"):
             if getattr(arguments, flag):
@@ -126,7 +142,6 @@ def run(arguments: argparse.Namespace) -> int:
     from imhi.talk import show
 
     folder = find_run(arguments.gen_dir_name, flag="--gen_dir_name")
-    chosen = chosen_metrics([arguments.score_method])
     from imhi.devices import pick_device
 
     device = pick_device(cuda=arguments.cuda, device=arguments.device)
@@ -139,15 +154,43 @@ def run(arguments: argparse.Namespace) -> int:
     options = metric_options(arguments, chosen, shared)
     # Making a metric checks what it needs: all of them before the first value.
     metrics = [make(**options.get(name, {})) for name, make in METRICS.items() if name in chosen]
-    results = score_folder(
-        folder,
-        metrics,
-        datasets=parse_dataset_names(arguments.datasets),
-        target=arguments.target,
-        overwrite=arguments.overwrite,
-    )
+    with _spread(metrics, options, arguments, device) as spread:
+        results = score_folder(
+            folder,
+            spread,
+            datasets=parse_dataset_names(arguments.datasets),
+            target=arguments.target,
+            overwrite=arguments.overwrite,
+        )
     show(score_table(results))
     return 0
+
+
+@contextmanager
+def _spread(
+    metrics: Sequence[Metric],
+    options: Mapping[str, Mapping[str, object]],
+    arguments: argparse.Namespace,
+    device: str,
+) -> Iterator[Sequence[Metric]]:
+    """The metrics; with --engine ray, those that have a model spread over workers."""
+    if arguments.engine != "ray":
+        yield metrics
+        return
+    from imhi.metrics.pooled import over_workers
+
+    with open_pool(pool_options(arguments), gpus=gpus_each(device)) as pool:
+        yield [
+            over_workers(metric, _from_the_root(options[metric.name]), pool) if metric.name in WITH_MODEL else metric
+            for metric in metrics
+        ]
+
+
+def _from_the_root(options: Mapping[str, object]) -> dict[str, object]:
+    """Options of a metric with absolute paths: workers run in other folders."""
+    return {
+        name: absolute(value) if name in PATHS and isinstance(value, str) else value for name, value in options.items()
+    }
 
 
 def metric_options(

@@ -16,14 +16,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from imhi import __version__
 from imhi.checkpoints import load_tokenizer
 from imhi.engines import ENGINES, Completion, EngineRequest, OnStep, Prompt
 from imhi.engines.prompt_ids import failure, prompt_token_ids, require_chat_template
-from imhi.engines.ray_pool import RayPool, Work, add_pool_arguments, count, require_ray
+from imhi.engines.ray_flags import absolute, add_pool_arguments, count, gpus_each
+from imhi.engines.ray_pool import RayPool, Work, require_ray
 from imhi.errors import UserError
 
 __all__ = ["ALSO_TAKES", "RayEngine", "add_arguments", "prepare"]
@@ -68,9 +68,8 @@ def prepare(request: EngineRequest) -> PreparedRay:
     rows = options.pop("rows_per_task", None)
     if options and inner != "vllm":
         raise UserError(f"--{next(iter(options))} has no effect with --inner_engine {inner}; leave it out")
-    if request.device and request.device not in ("cpu", "cuda", "cuda:0"):
-        raise UserError(f"--device {request.device}: Ray gives each worker its own GPU; give --cuda")
-    request = replace(request, model=_absolute(request.model), lora_path=_absolute(request.lora_path), options=options)
+    gpus_each(request.device or "cpu")
+    request = replace(request, model=absolute(request.model), lora_path=absolute(request.lora_path), options=options)
     prepared = import_module(ENGINES[inner]).prepare(request)
     if request.decoding.do_sample and (prepared.spec.kind != "causal" or request.batching == "buckets"):
         raise UserError(
@@ -78,11 +77,6 @@ def prepare(request: EngineRequest) -> PreparedRay:
             "leave --engine ray out, and --batching buckets where the model does without"
         )
     return PreparedRay(request, inner, prepared, workers, address, rows)
-
-
-def _absolute(path: str | None) -> str | None:
-    """A path that exists, from the root: workers run in other folders; other names as they are."""
-    return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ pass, with as many workers as the cluster has room for then.
 Where texts lie meanwhile: compressed, but not encrypted, in the object stores of the machines that work (shared memory,
 ``/dev/shm``; what does not fit there in the session's folder on disk).  A cluster of this pool's own listens on the
 loopback interface alone, with a token made for it, and its folder, logs included, is only for the user and is removed
-with it.  Ray's usage reports are off.
+with it, or by the next run where the driver was killed.  Ray's usage reports are off.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 import zlib
-from argparse import SUPPRESS, ArgumentTypeError
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,11 +33,16 @@ from typing import Any
 
 from imhi.checkpoints import first_line
 from imhi.errors import UserError
+from imhi.locks import only_process
 from imhi.talk import say
 
-__all__ = ["RayPool", "add_pool_arguments", "count", "open_pool", "require_ray", "threads_that_fit"]
+__all__ = ["RayPool", "open_pool", "remove_left_folders", "require_ray", "threads_that_fit"]
 
 INSTALL = "pip install 'imhi[ray]'"
+# How the folder of a cluster of the pool's own begins.
+FOLDER = "imhi-ray-"
+# Attempts at starting one: on a busy machine Ray waits 15 s for its own processes, and then gives up.
+STARTS = 3
 # Chunks that may be lost in a pass before it is given up, for each worker.
 LOST_IN_A_PASS = 4
 # Passes in a row that bring nothing.
@@ -46,34 +52,8 @@ FRUITLESS = 2
 Work = Callable[[Any], Iterator[Any]]
 
 
-def count(text: str) -> int:
-    """An argparse type: a whole number from 1."""
-    number = int(text)
-    if number < 1:
-        raise ArgumentTypeError(f"{text} is not 1 or more")
-    return number
-
-
-def add_pool_arguments(parser: Any) -> None:
-    """Flags that say which workers there are; not there where they are not given."""
-    parser.add_argument(
-        "--workers",
-        type=count,
-        metavar="N",
-        default=SUPPRESS,
-        help="processes that each load the model; a GPU each with --cuda, else an equal share of the CPU cores",
-    )
-    parser.add_argument(
-        "--ray_address",
-        metavar="ADDR",
-        default=SUPPRESS,
-        help="HOST:PORT of a running Ray cluster, or auto for the one on this machine: texts are sent to its machines\n"
-        "(default: workers on this machine alone)",
-    )
-
-
 def open_pool(options: Mapping[str, Any], *, gpus: int = 0) -> RayPool:
-    """The pool that the given flags of `add_pool_arguments` ask for; UserError without --workers."""
+    """The pool that the given flags of `imhi.engines.ray_flags` ask for; UserError without --workers."""
     if "workers" not in options:
         raise UserError("--engine ray needs --workers N, the processes that each load the model")
     return RayPool(options["workers"], address=options.get("ray_address"), gpus=gpus)
@@ -115,6 +95,8 @@ class RayPool:
         self.workers, self.address, self.gpus = workers, address, gpus
         self.passes = self.lost = 0
         self._folder: Path | None = None
+        self._in_use = ExitStack()
+        self._running: list[Generator[Any, None, None]] = []
         self._ray = self._connect()
         self.threads = 1 if gpus else threads_that_fit([cores for cores, _ in self._nodes()], workers)
         if self._room() < workers:
@@ -152,6 +134,13 @@ class RayPool:
         UserError
             From a worker; or workers that die again and again without a result.
         """
+        running = self._passes(make, chunks, again)
+        self._running.append(running)
+        return running
+
+    def _passes(
+        self, make: Callable[[], Work], chunks: Sequence[Any], again: Callable[[Any, bool], Sequence[Any]]
+    ) -> Generator[Any, None, None]:
         fruitless = 0
         while chunks:
             if fruitless == FRUITLESS:
@@ -165,17 +154,18 @@ class RayPool:
             brought = False
             self.passes += 1
             try:
-                for kind, at, part in self._pass(make, chunks):
-                    if kind == "begin":
-                        begun.add(at)
-                    elif kind == "end":
-                        ended.add(at)
-                        brought = True
-                    elif kind == "fault":
-                        raise UserError(part)
-                    else:
-                        brought = True
-                        yield part
+                with closing(self._pass(make, chunks)) as parts:
+                    for kind, at, part in parts:
+                        if kind == "begin":
+                            begun.add(at)
+                        elif kind == "end":
+                            ended.add(at)
+                            brought = True
+                        elif kind == "fault":
+                            raise UserError(part)
+                        else:
+                            brought = True
+                            yield part
             except self._losses() as error:
                 say(f"Ray: {first_line(error)}")
             fruitless = 0 if brought else fruitless + 1
@@ -193,36 +183,51 @@ class RayPool:
         self.close()
 
     def close(self) -> None:
-        """Let the cluster go; one of the pool's own ends, and its folder is removed."""
+        """Let the cluster go, whatever is still at work; one of the pool's own ends, and its folder is removed."""
+        for running in self._running:
+            running.close()
         self._ray.shutdown()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        self._in_use.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _connect(self) -> Any:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        # Else any call of Ray's own behind `close` starts a cluster, one that listens to everybody.
+        os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
         options: dict[str, Any] = {"address": self.address}
         if self.address is None:
             # As on a machine that may not be part of a cluster: everything listens on the loopback interface.
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            # Ray would run workers behind everything else on the machine (nice 15).
+            os.environ.setdefault("RAY_worker_niceness", "0")
             # Ray opens its own folder to everybody, so it lies in one that is not; sockets allow no long path.
-            self._folder = Path(tempfile.mkdtemp(prefix="imhi-ray-", dir="/tmp" if Path("/tmp").is_dir() else None))
+            home = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+            remove_left_folders(home)
+            self._folder = Path(tempfile.mkdtemp(prefix=FOLDER, dir=home))
+            self._in_use.enter_context(only_process(self._folder, "using this cluster"))
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
             options = {"address": "local", "num_cpus": cores, "_temp_dir": str(self._folder / "r")}
         else:
             _require_answer(self.address)
             say(f"Ray: texts are sent to the machines of the cluster at {self.address}, which --ray_address names")
         ray = import_module("ray")
-        try:
-            ray.init(**options, include_dashboard=False if self.address is None else None, logging_level="WARNING")
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            where = (
-                f"--ray_address {self.address}: no cluster that can be used" if self.address else "Ray did not start"
-            )
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
-            raise UserError(f"{where} ({first_line(error)})", code=1) from error
+        where = f"--ray_address {self.address}: no cluster that can be used" if self.address else "Ray did not start"
+        for left in reversed(range(STARTS)):
+            try:
+                ray.init(**options, include_dashboard=False if self.address is None else None, logging_level="WARNING")
+                break
+            except Exception as error:  # a bare one, where Ray's own processes were too slow
+                if self.address is None and left:
+                    say(f"{where} ({first_line(error)}); trying again")
+                    continue
+                self._remove_folder()
+                raise UserError(f"{where} ({first_line(error)})", code=1) from error
         return ray
 
     def _nodes(self) -> list[tuple[int, int]]:
@@ -241,7 +246,7 @@ class RayPool:
         """What Ray raises where workers, nodes or their results are lost, or nothing moves for half an hour."""
         return (self._ray.exceptions.RayError, import_module("ray.data.exceptions").ExecutionTimeoutError)
 
-    def _pass(self, make: Callable[[], Work], chunks: Sequence[Any]) -> Iterator[tuple[str, int, Any]]:
+    def _pass(self, make: Callable[[], Work], chunks: Sequence[Any]) -> Generator[tuple[str, int, Any], None, None]:
         """(kind, chunk, part) from workers: "begin", "part" and "end" of a chunk, or a "fault" that ends all."""
         workers = min(self.workers, len(chunks), self._room())
         if not workers:
@@ -254,7 +259,8 @@ class RayPool:
         # A part is a block of its own, and so is sent as soon as it is there.
         context.target_max_block_size = 1
         context.max_errored_blocks = LOST_IN_A_PASS * self.workers
-        sent = data.from_arrow([_row("work", pack((at, chunk))) for at, chunk in enumerate(chunks)])
+        # Not from_arrow, which runs a task for every table, in processes of their own.
+        sent = data.from_blocks([_row("work", pack((at, chunk))) for at, chunk in enumerate(chunks)])
         with warnings.catch_warnings():
             # From Ray 2.64 on, the number of retries has no flag any more: hence the bound in pyproject.toml.
             warnings.simplefilter("ignore")
@@ -270,9 +276,27 @@ class RayPool:
                 max_restarts=-1,
                 max_task_retries=0,
             )
-        for batch in received.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
-            for packed in batch["part"].to_pylist():
-                yield unpack(packed)
+        # Closed in the middle, it stops the workers; left to the garbage collection, it may outlive the cluster.
+        with closing(
+            iter(received.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"))
+        ) as batches:
+            for batch in batches:
+                for packed in batch["part"].to_pylist():
+                    yield unpack(packed)
+
+
+def remove_left_folders(home: Path) -> None:
+    """Remove the folders of clusters of this user's whose driver was killed: texts may lie in them."""
+    if os.name != "posix":
+        return
+    for folder in home.glob(f"{FOLDER}*"):
+        # Held by its driver, or removed by another one meanwhile.
+        with suppress(UserError, FileNotFoundError):
+            facts = folder.stat()
+            # A new one may not be locked yet.
+            if facts.st_uid == os.getuid() and time.time() - facts.st_mtime > 60:
+                with only_process(folder, "using this cluster"):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_answer(address: str) -> None:

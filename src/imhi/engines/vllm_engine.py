@@ -6,7 +6,8 @@ differ only where rounding turns a close decision; sampled ones are drawn from t
 generator, seeded row by row, and so are other draws.  vLLM keeps no rows apart: which rows share a step moves the last
 bits, and ``--deterministic`` is refused.
 
-vLLM's anonymous usage reports are switched off.
+vLLM's engine core runs in this process (further GPUs have processes of their own, which end with it): so none outlives a
+run that is killed.  vLLM's anonymous usage reports are switched off.
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ class VllmEngine:
         self.tokenizer = load_tokenizer(self.spec.folder)
         require_chat_template(self.tokenizer, self.decoding)
         self.ends = end_tokens(self.spec.folder, self.tokenizer)
-        self._library = _library()
+        self._library = _library(prepared.device)
         self._broken = False
         context = self._positions()
         with self._loading():
@@ -330,6 +331,10 @@ class VllmEngine:
                 f"vLLM stopped ({first_line(error)}), its own words stand above; the same command goes on with the run",
                 code=1,
             ) from error
+        except BaseException:
+            # Ctrl-C in the middle of a step: what vLLM holds may be half done, and is not asked for anything more.
+            self._broken = True
+            raise
 
     def _sampling(self, key: str, room: int) -> Any:
         """vLLM's parameters of one row: plain greedy, or drawn with a seed of the run's and the row's."""
@@ -429,9 +434,14 @@ class VllmEngine:
                     return {token: scored.logprob for token, scored in output.outputs[0].logprobs[0].items()}
 
 
-def _library() -> Any:
+def _library(device: str) -> Any:
     """vLLM, imported with its usage reports off and its talk, warnings and errors alone, on stderr."""
     os.environ["VLLM_NO_USAGE_STATS"] = os.environ["DO_NOT_TRACK"] = "1"
+    # As a process of its own, the engine core outlives a run that is killed, and keeps the memory.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if device == "cpu":
+        # Beside the model, which runs eagerly, it compiles how log-probabilities are ranked, by a C++ compiler.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
     for name, value in (
         ("VLLM_LOGGING_LEVEL", "WARNING"),
         ("VLLM_LOGGING_STREAM", "ext://sys.stderr"),

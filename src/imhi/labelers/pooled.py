@@ -69,8 +69,8 @@ class _Shared:
 
     def results(self, name: str) -> Iterator[tuple[tuple[int, ...], LabelResult]]:
         """(rows, their labels) of a dataset, until all of its rows have come."""
-        left = len(self.texts[name])
         found = self._results.pop(name, [])
+        left = len(self.texts[name])
         while left:
             while not found:
                 dataset, rows, result = next(self._stream)

@@ -50,8 +50,8 @@ def differences(run: RunResults) -> list[Difference]:
     dtype = configuration.get("dtype", "unknown")
     if dtype != PUBLISHED_DTYPE:
         found.append(Difference("dtype", dtype, PUBLISHED_DTYPE))
-    if decoding.get("chat_template"):
-        found.append(Difference("prompts", "inside the model's chat template", "raw"))
+    if (wrapped := _wrapping(configuration)) != "raw":
+        found.append(Difference("prompts", f"inside {wrapped}", "raw"))
     if style := _style(configuration):
         found.append(Difference("wording of the prompts", style, "the benchmark's own"))
     if examples := _examples(configuration):
@@ -63,6 +63,12 @@ def differences(run: RunResults) -> list[Difference]:
     if limits:
         found.append(Difference("length limit", limits, f"{PUBLISHED_MAX_LENGTH} tokens of prompt and answer"))
     return found
+
+
+def _wrapping(configuration: dict[str, Any]) -> str:
+    if configuration.get("api") == "chat":
+        return "the server's chat template"
+    return "the model's chat template" if configuration.get("decoding", {}).get("chat_template") else "raw"
 
 
 def _examples(configuration: dict[str, Any]) -> str:
@@ -225,12 +231,13 @@ def facts_of(run: RunResults) -> list[tuple[str, str]]:
         ("data root", manifest.get("data_root", {}).get("path")),
         ("posts looked up in", str(run.data_root.path) if run.data_root else None),
         ("dtype", configuration.get("dtype")),
-        ("prompts", ("chat template" if decoding.get("chat_template") else "raw") if decoding else None),
+        ("prompts", _wrapping(configuration) if decoding else None),
         ("wording of the prompts", _style(configuration)),
         ("examples", _examples(configuration)),
         ("decoding", ("sampled" if decoding.get("do_sample") else "greedy") if decoding else None),
         ("length limit", _limits(decoding) or (f"{PUBLISHED_MAX_LENGTH} of prompt and answer" if decoding else None)),
         ("engine", configuration.get("engine")),
+        ("server", configuration.get("api_base")),
         ("attention", engine.get("attention")),
         ("device", last.get("device")),
         ("sessions", str(len(sessions)) if sessions else None),
