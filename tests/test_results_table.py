@@ -178,7 +178,7 @@ def test_documents_are_written_and_then_hold(tool, checkout, capsys):
 
 
 def test_runs_that_cannot_be_put_in_a_table_are_refused(tool, checkout, tmp_path):
-    with pytest.raises(UserError, match="no base-zero-shot, base-few-shot, adapter; `imhi keep"):
+    with pytest.raises(UserError, match="no base-zero-shot, adapter; `imhi keep"):
         tool.read_runs(tmp_path)
     runs = tmp_path / "results"
     shutil.copytree(checkout / tool.FOLDER, runs)

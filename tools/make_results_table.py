@@ -64,6 +64,11 @@ class Results:
     trained: tuple[str, ...]
 
     @property
+    def called(self) -> dict[str, str]:
+        """What the tables call each run."""
+        return {run: RUNS[run] for run in self.runs}
+
+    @property
     def sets(self) -> list[str]:
         return list(self.figures[BASE].datasets)
 
@@ -90,14 +95,15 @@ class Results:
 def read_runs(folder: Path, *, resamples: int = RESAMPLES) -> Results:
     """Read the kept runs of `RUNS` below `folder`.
 
-    Raises UserError where one is missing, answers other rows, lacks rows of the released sets, or is of sample rows.
+    Raises UserError where the base's or the adapter's is missing, or one answers other rows, lacks rows of the released
+    sets, or is of sample rows.
     """
-    absent = [name for name in RUNS if not (folder / name).is_dir()]
+    absent = [name for name in (BASE, OURS) if not (folder / name).is_dir()]
     if absent:
         raise UserError(
             f"{folder}: no {', '.join(absent)}; `imhi keep {' '.join(absent)} --out {folder}` puts them there"
         )
-    runs = {name: read_results(folder / name) for name in RUNS}
+    runs = {name: read_results(folder / name) for name in RUNS if (folder / name).is_dir()}
     for name, run in runs.items():
         if run.on_samples:
             raise UserError(f"{folder / name}: made-up sample rows, which no table of results is made of")
@@ -143,14 +149,14 @@ def published_mean(values: Mapping[str, float], names: Sequence[str]) -> str:
 def overview(found: Results) -> str:
     """A line a set: weighted F1 by rule and unparsed share of every run, and the published values."""
     headers = ["test set", "rows"]
-    headers += [text for run in RUNS for text in (f"{RUNS[run]}: weighted F1", "unparsed, %")]
+    headers += [text for run in found.runs for text in (f"{RUNS[run]}: weighted F1", "unparsed, %")]
     headers += [row.system for row in PUBLISHED]
     lines = []
     for group, names in found.groups:
         for name in names if group != "all" else ():
             rows = found.figures[BASE].datasets[name].counts.rows
             line = [name, f"{rows:,}"]
-            for run in RUNS:
+            for run in found.runs:
                 labels = found.by_rule(run, name)
                 line += [cell(labels.weighted_f1), share(labels.unparsed, rows)]
             lines.append([*line, *(f"{row.weighted_f1[name]:.1f}" for row in PUBLISHED)])
@@ -161,7 +167,7 @@ def overview(found: Results) -> str:
 
 def _mean_line(found: Results, title: str, names: Sequence[str]) -> list[str]:
     line = [title, f"{found.unparsed(BASE, names)[1]:,}"]
-    for run in RUNS:
+    for run in found.runs:
         line += [f"{found.mean(run, names):.1f}", share(*found.unparsed(run, names))]
     line += [published_mean(row.weighted_f1, names) for row in PUBLISHED]
     return [f"**{text}**" for text in line]
@@ -188,18 +194,18 @@ def settings(found: Results) -> str:
     """What made each run's answers, a column a run."""
     facts = {run: dict(facts_of(results)) for run, results in found.runs.items()}
     rows = [
-        [name, *(facts[run].get(name, NONE) for run in RUNS)]
+        [name, *(facts[run].get(name, NONE) for run in found.runs)]
         for name in SETTINGS
         if any(name in each for each in facts.values())
     ]
-    return markdown_table(["", *RUNS.values()], rows)
+    return markdown_table(["", *(RUNS[run] for run in found.runs)], rows)
 
 
 def labels_table(found: Results) -> str:
     """Accuracy, weighted F1 by rule and by classifier and the unparsed share, a line a set and model."""
     lines = []
     for name in [name for _, names in found.groups[:2] for name in names]:
-        for run, called in RUNS.items():
+        for run, called in found.called.items():
             figures = found.figures[run].datasets[name]
             labels = figures.by_source[RULE]
             lines.append([name, f"{figures.counts.rows:,}", called, *_label_cells(figures, labels)])
@@ -232,7 +238,7 @@ def scores_table(found: Results) -> str:
     ]
     lines = []
     for name in [name for _, names in found.groups[:2] for name in names]:
-        for run, called in RUNS.items():
+        for run, called in found.called.items():
             scores = found.figures[run].datasets[name].scores
             tokens = found.runs[run].datasets[name].new_tokens
             values = [f"{scores[each].value.value:.4f}" if each in scores else NONE for each in shown]
@@ -247,7 +253,7 @@ def aspects_table(found: Results) -> str:
         for aspect in DATASETS[name].aspects:
             if not aspect:
                 continue
-            for run, called in RUNS.items():
+            for run, called in found.called.items():
                 whole = found.runs[run].datasets[name]
                 part = whole.only([at for at, asked in enumerate(whole.aspects or []) if asked == aspect])
                 labels_only = replace(found.runs[run], datasets={name: replace(part, scores={})})
