@@ -106,7 +106,8 @@ def test_the_commands_about_results_run(tmp_path, tiny_llama, monkeypatch, capsy
 def readme_table() -> dict[str, list[str]]:
     """The first command of each row of the README's table of models, as words."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([^|]+?) \| [^|`]*`([^`]+)`", text[text.index("| model | how |") :], flags=re.MULTILINE)
+    table = text[text.index("| model | how |") :].partition("\n\n")[0]
+    rows = re.findall(r"^\| ([^|]+?) \| [^|`]*`([^`]+)`", table, flags=re.MULTILINE)
     return {name: shlex.split(command) for name, command in rows}
 
 
