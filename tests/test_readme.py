@@ -186,8 +186,8 @@ def test_flags_named_in_the_readme_exist():
         )
         helps += done.stdout
     missing = {flag for flag in re.findall(r"--[a-z_]+", text) if flag not in helps}
-    # Of other programs: vLLM's server, lm_eval.
-    assert missing == {"--generation", "--include_path", "--tasks"}
+    of_others = {"--generation", "--include_path", "--tasks", "--generate", "--node", "--port"}
+    assert missing == of_others | {"--address"}
 
 
 def test_layout_named_in_the_readme_exists():
