@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from report_runs import random_rows, save_run
 
-from imhi.benchmark import DATASETS, aspect_of
+from imhi.benchmark import DATASETS, aspect_of, query
 from imhi.cli import COMMANDS
 from imhi.commands import run_script
 from imhi.comparison import compare_runs
@@ -176,13 +176,13 @@ def test_paths_of_a_machine_become_names(text, expected):
 def test_the_aspect_is_that_of_the_question():
     dataset = DATASETS["Irf"]
     queries = [
-        'Consider this post: "thwarted belongingness" Question: Does the post show risk of perceived burdensomeness?',
-        'Consider this post: "Hm." Question: Does the post show risk of thwarted belongingness?',
+        query(dataset, "instruction", "thwarted belongingness", "perceived burdensomeness"),
+        query(dataset, "instruction", "Hm.", "thwarted belongingness"),
         'Consider this post: "Hm." Question: What else?',
     ]
-    found = [aspect_of(dataset, "instruction", query) for query in queries]
+    found = [aspect_of(dataset, "instruction", text) for text in queries]
     assert found == ["perceived burdensomeness", "thwarted belongingness", None]
-    stem = 'Post: Hm.  Question: The answer to the question: "Does the post shows risk of thwarted belongingness?" is '
+    stem = query(dataset, "completion", "Hm.", "thwarted belongingness")
     assert aspect_of(dataset, "completion", stem) == "thwarted belongingness"
 
 

@@ -121,8 +121,8 @@ def _settings_that_differ(first: RunResults, second: RunResults) -> list[str]:
     mine, theirs = (run.configuration.get("decoding", {}) for run in (first, second))
     # Behind --api chat stands the server's own template.
     in_template = [
-        run.configuration.get("api") == "chat" or run.configuration.get("decoding", {}).get("chat_template", False)
-        for run in (first, second)
+        run.configuration.get("api") == "chat" or decoding.get("chat_template", False)
+        for run, decoding in ((first, mine), (second, theirs))
     ]
     if in_template[0] != in_template[1]:
         wrapped, raw = (first, second) if in_template[0] else (second, first)
