@@ -11,7 +11,7 @@ from importlib import import_module
 
 from imhi.benchmark import DATASETS
 from imhi.devices import DTYPES
-from imhi.engines import Decoding
+from imhi.engines import Decoding, positive
 from imhi.errors import UserError, run_main
 
 __all__ = [
@@ -32,14 +32,6 @@ def run_script(command: str, argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=module.DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter)
     module.add_arguments(parser)
     return run_main(lambda: module.run(parser.parse_args(argv)))
-
-
-def positive(text: str) -> int:
-    """An argparse type: a whole number from 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ left as an uninterrupted one does.
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -28,7 +29,17 @@ __all__ = [
     "PreparedEngine",
     "Prompt",
     "Shot",
+    "positive",
 ]
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
 
 # --engine → the module that has it.
 ENGINES = {

@@ -20,9 +20,9 @@ from typing import Any
 
 from imhi import __version__
 from imhi.checkpoints import load_tokenizer
-from imhi.engines import ENGINES, Completion, EngineRequest, OnStep, Prompt
+from imhi.engines import ENGINES, Completion, EngineRequest, OnStep, Prompt, positive
 from imhi.engines.prompt_ids import failure, prompt_token_ids, require_chat_template
-from imhi.engines.ray_flags import absolute, add_pool_arguments, count, gpus_each
+from imhi.engines.ray_flags import absolute, add_pool_arguments, gpus_each
 from imhi.engines.ray_pool import RayPool, Work, require_ray
 from imhi.errors import UserError
 
@@ -49,7 +49,7 @@ def add_arguments(parser: Any) -> None:
     )
     parser.add_argument(
         "--rows_per_task",
-        type=count,
+        type=positive,
         metavar="N",
         default=SUPPRESS,
         help="rows that a worker is given at a time (default: what keeps it busy)",

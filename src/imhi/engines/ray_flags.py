@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from argparse import SUPPRESS, ArgumentTypeError
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
+from imhi.engines import positive
 from imhi.errors import UserError
 
-__all__ = ["absolute", "add_engine_arguments", "add_pool_arguments", "count", "gpus_each", "pool_options"]
-
-
-def count(text: str) -> int:
-    """An argparse type: a whole number from 1."""
-    number = int(text)
-    if number < 1:
-        raise ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+__all__ = ["absolute", "add_engine_arguments", "add_pool_arguments", "gpus_each", "pool_options"]
 
 
 def add_pool_arguments(parser: Any) -> None:
     """Flags that say which workers there are; not there where they are not given."""
     parser.add_argument(
         "--workers",
-        type=count,
+        type=positive,
         metavar="N",
         default=SUPPRESS,
         help="processes that each load the model; a GPU each with --cuda, else an equal share of the CPU cores",

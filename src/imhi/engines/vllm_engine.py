@@ -25,7 +25,7 @@ from typing import Any, get_args
 
 from imhi.checkpoints import PROBE, GeneratorSpec, first_line, load_tokenizer, locate_generator, read_json
 from imhi.devices import pick_device, pick_dtype
-from imhi.engines import Completion, EngineRequest, OnStep, Prompt
+from imhi.engines import Completion, EngineRequest, OnStep, Prompt, positive
 from imhi.engines.prompt_ids import (
     answer_room,
     cut_answer,
@@ -48,13 +48,6 @@ TELL_EVERY = 16
 CPU_CACHE_BYTES, CPU_CACHE_PART = 4 << 30, 0.25
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ArgumentTypeError(f"{text} is not 1 or more")
-    return number
-
-
 def _part(text: str) -> float:
     number = float(text)
     if not 0 < number <= 1:
@@ -64,7 +57,7 @@ def _part(text: str) -> float:
 
 def add_arguments(parser: Any) -> None:
     parser.add_argument(
-        "--tensor_parallel_size", type=_count, metavar="N", default=SUPPRESS, help="split the model over N GPUs"
+        "--tensor_parallel_size", type=positive, metavar="N", default=SUPPRESS, help="split the model over N GPUs"
     )
     parser.add_argument(
         "--gpu_memory_utilization",
