@@ -38,8 +38,8 @@ class FakePool(RayPool):
         for at, chunk in enumerate(chunks):
             if self.passes == 1 and at in self.unsent:
                 continue
-            yield "begin", at, None
             work = work or pickle.loads(pickle.dumps(make))()
+            yield "begin", at, None
             parts = list(work(pickle.loads(pickle.dumps(chunk))))
             reached = self.fate(self.passes, chunk)
             for part in parts[:reached]:

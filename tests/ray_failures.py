@@ -37,18 +37,21 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["IMHI_FAILED_ONCE"] = f"{folder}/once"
+        what = sys.argv[1]
         given_up: list[int] = []
         got: list[int] = []
 
         def again(chunk: list[int], begun: bool) -> list[list[int]]:
             left = [number for number in chunk if 2 * number not in got]
+            if what == "never":
+                return [chunk]
             if len(chunk) == 1 and chunk == left and begun:
                 given_up.extend(left)
                 return []
             return [[number] for number in left]
 
         with RayPool(2) as pool:
-            for part in pool.stream(partial(working, sys.argv[1]), [[1, 2], [3, 4], [5, 6]], again):
+            for part in pool.stream(partial(working, what), [[1, 2], [3, 4], [5, 6]], again):
                 got.append(part)
         show(f"{sorted(got)}" + (f" without {given_up}" if given_up else ""))
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
+import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from tiny import sample_texts, save_bart, save_llama
 
 from imhi.checkpoints import Generator, load_generator, locate_generator
-from imhi.data import load_suite, resolve_data_root
-from imhi.engines import Completion, Decoding, Prompt
+from imhi.commands import run_script
+from imhi.data import load_suite, resolve_data_root, samples_root
+from imhi.engines import ENGINES, Completion, Decoding, Prompt
 from imhi.engines.transformers_engine import TransformersEngine
 from imhi.errors import UserError
 
@@ -318,3 +323,65 @@ def test_a_table_of_positions_is_not_overrun(tmp_path, batching):
     for id, ids in expected.items():
         assert answers[id].new_tokens == len(ids), id
         assert answers[id].text == generator.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+# --- the contract -----------------------------------------------------------------------------------------------------
+
+
+def made_up_engine() -> ModuleType:
+    """A module with all that an engine has to have: it says each prompt's length, in whatever order."""
+
+    def prepare(request):
+        volume = request.options.get("volume", 1)
+
+        def complete(prompts, *, done=(), on_step=None):
+            for prompt in reversed([prompt for prompt in prompts if prompt.id not in done]):
+                text = f"{volume} {len(prompt.text)}"
+                failed = volume == 2 and prompt.id.endswith("/1")
+                error = {"finish_reason": "error", "error": "hoarse"} if failed else {"finish_reason": "stop"}
+                yield [Completion(prompt.id, "" if failed else text, 5, 2, **error)]
+
+        engine = SimpleNamespace(
+            name="made_up",
+            describe=lambda: {"made_up": "1.2.3"},
+            prompt_token_ids=lambda prompt: None,
+            check=lambda prompts: None,
+            complete=complete,
+            close=lambda: None,
+        )
+        return SimpleNamespace(
+            model="a-voice",
+            adapter=None,
+            configuration=lambda: {"volume": volume},
+            session=dict,
+            caution=lambda form: None,
+            load=lambda: engine,
+        )
+
+    module = ModuleType("made_up_engine")
+    module.add_arguments = lambda parser: parser.add_argument("--volume", type=int, default=argparse.SUPPRESS)
+    module.prepare = prepare
+    return module
+
+
+def test_an_engine_is_one_module_and_a_line_in_the_table_of_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "made_up_engine", made_up_engine())
+    monkeypatch.setitem(ENGINES, "made_up", "made_up_engine")
+    asked = ["--data_root", str(samples_root()), "--datasets", "DR", "--limit", "3", "--model_output_path"]
+
+    def generate(name: str, *more: str) -> int:
+        return run_script("generate", [*asked, str(tmp_path / name), *more])
+
+    assert generate("run", "--engine", "made_up") == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "responses.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in records] == ["DR/2", "DR/1", "DR/0"]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["configuration"]["engine"] == "made_up"
+    assert manifest["sessions"][0]["engine"] == {"made_up": "1.2.3"}
+
+    assert generate("run", "--engine", "made_up", "--volume", "3") == 2
+    assert "volume: 1 there, 3 here" in capsys.readouterr().err
+    assert generate("other", "--volume", "3") == 2
+    assert "--volume is a flag of --engine made_up" in capsys.readouterr().err
+    assert generate("hoarse", "--engine", "made_up", "--volume", "2") == 1
+    assert "1 of 3 rows failed" in capsys.readouterr().err

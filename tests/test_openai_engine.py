@@ -244,6 +244,8 @@ def test_a_refused_row_is_its_own_error_and_not_asked_again(status: str) -> None
         ({"error": "broken"}, ": broken"),
         ({"error": {"message": "cannot read: POST"}}, " (its message repeats parts of the prompt and is left out)"),
         ({"error": {"message": "PIECE is unfit"}}, " (its message repeats parts of the prompt and is left out)"),
+        ({"error": {"message": "cannot read: LINES"}}, " (its message repeats parts of the prompt and is left out)"),
+        ({"error": {"message": "cannot read: ESCAPED"}}, " (its message repeats parts of the prompt and is left out)"),
         ({"error": {"message": "the key KEY is new"}}, ": the key [key] is new"),
         ({"error": {"code": 400}}, ""),
         (["?"], ""),
@@ -253,11 +255,15 @@ def test_a_servers_words_are_passed_on_without_post_and_key(
     body: Any, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    (row,) = prompts(1)
+    lines, accents = "I am\nvery\nsad and\nso tired", "c\u00e9 d\u00e9j\u00e0 \u00e9t\u00e9 \u00e0 l\u00e0"
+    row = Prompt("DR/0", f"{POST} {lines} {accents}")
 
     def refusal(asked: Asked) -> Any:
-        words = json.dumps(body).replace("POST", asked.prompt).replace("PIECE", POST[30:55].upper())
-        return json.loads(words.replace("KEY", KEY))
+        pieces = {"POST": POST, "PIECE": POST[30:55].upper(), "LINES": lines, "ESCAPED": json.dumps(accents)}
+        words = json.dumps(body)
+        for name, piece in {**pieces, "KEY": KEY}.items():
+            words = words.replace(name, json.dumps(piece)[1:-1])
+        return json.loads(words)
 
     with Stub(always("400"), refusal=refusal) as stub:
         error = asked_all(engine(stub), [row])[row.id].error
@@ -659,6 +665,15 @@ def test_the_server_says_what_it_is_and_what_was_used_is_counted(capsys: pytest.
     assert "100 requests, 5000 prompt and 500 new tokens, cost 0.014; tried again: 503 50" in capsys.readouterr().err
 
 
+def test_an_answer_that_cannot_be_used_is_counted_too() -> None:
+    """It was paid for."""
+    with Stub(first("say 7")) as stub:
+        asking = engine(stub)
+        asked_all(asking, prompts(3))
+    assert asking.traffic.retries == {"no_choice": 3}
+    assert asking.usage["prompt_tokens"] == 600 and asking.usage["completion_tokens"] == 60
+
+
 def test_a_server_that_does_not_count_tokens_is_noted() -> None:
     with Stub(usage=False) as stub:
         asking = engine(stub)
@@ -808,7 +823,8 @@ def test_ctrl_c_waits_for_what_is_under_way_and_journals_it(many_rows: Path, tmp
         assert "requests under way (Ctrl-C again drops them)" in said and "interrupted: what was finished" in said
         time.sleep(0.5)
         assert sorted(row_of(asked.prompt) for asked in stub.log) == sorted(journal_ids(out))
-        assert len(stub.log) <= 40
+        # No more were sent; how many until the signal arrived is the machine's affair.
+        assert len(stub.log) < 200
 
 
 def test_too_many_failures_end_a_run_with_every_paid_answer_in_the_journal(many_rows: Path, tmp_path: Path) -> None:
@@ -837,6 +853,28 @@ def test_a_run_is_resumed_with_the_same_server_and_settings_alone(many_rows: Pat
     assert manifest["configuration"]["engine"] == "openai"
     assert [session["model"] for session in manifest["sessions"]] == [MODEL, MODEL]
     assert "sha256" in manifest["first_prompt"]
+
+
+def test_what_was_used_stands_in_the_manifest_of_a_run_that_was_stopped(many_rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with Stub(lambda prompt, before: "402" if day(prompt) == 40 else None) as stub:
+        done = run(command(stub, many_rows, out, "--limit", "60", "--price_in", "2", "--price_out", "8"))
+    assert done.returncode == 1 and "no credit" in done.stderr
+    session = read_manifest(out)["sessions"][-1]
+    answered = len(read_completions(out))
+    assert answered >= 20 and session["engine"]["usage"]["prompt_tokens"] == 100 * answered
+    assert session["engine"]["usage"]["cost"] > 0 and session["ended"]
+
+
+def test_a_run_that_goes_on_says_where_the_server_has_another_model(many_rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    models = {"data": [{"id": MODEL, "root": "a-model", "created": 1}]}
+    with Stub(lambda prompt, before: "400" if day(prompt) == 1 and not before else None, models=models) as stub:
+        asking = command(stub, many_rows, out, "--limit", "3")
+        assert run(asking).returncode == 1
+        models["data"][0] |= {"root": "another-model", "created": 2}
+        done = run(asking)
+    assert done.returncode == 0 and "'root': 'a-model'" in done.stderr and "'root': 'another-model'" in done.stderr
 
 
 @pytest.mark.parametrize("fault", [None, "400", "503", "401", "reset"])

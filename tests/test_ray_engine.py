@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -191,6 +192,25 @@ def test_a_row_that_kills_every_worker_is_found_and_costs_no_other_row(tiny_llam
     assert engine.pool.passes < 8
 
 
+def test_a_row_that_never_comes_is_no_success(tiny_llama, monkeypatch):
+    class Losing(FakePool):
+        def stream(self, make, chunks, again):
+            yield from list(super().stream(make, chunks, again))[1:]
+
+    engine = engine_of(tiny_llama, Losing(), monkeypatch, rows=5)
+    with pytest.raises(UserError, match="1 of 20 rows did not come back, the first DR/") as caught:
+        answers(engine, made_up_prompts(20))
+    assert caught.value.code == 1
+
+
+def test_a_machine_with_another_model_answers_nothing(tiny_llama):
+    request = EngineRequest(model=str(tiny_llama), dtype="float32")
+    wanted = prepare(replace(request, options={"workers": 2})).prepared.configuration()
+    expected = json.dumps({"imhi": "0.0", **wanted, "dtype": "bfloat16"}, sort_keys=True)
+    with pytest.raises(UserError, match=r"would answer otherwise .*\(dtype: float32 there, bfloat16 here; imhi: "):
+        ray_engine.open_engine("transformers", request, expected)
+
+
 def test_an_answer_that_comes_twice_is_counted_and_kept_once(tiny_llama, monkeypatch):
     class Twice(FakePool):
         def stream(self, make, chunks, again):
@@ -228,12 +248,13 @@ class Marked:
 
     def __init__(self) -> None:
         self.mark = f"IMHI_MARK={uuid.uuid4().hex}"
+        self.more: dict[str, str] = {}
 
     def environment(self) -> dict[str, str]:
         name, _, value = self.mark.partition("=")
         path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
         more = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-        return {**os.environ, name: value, **more}
+        return {**os.environ, name: value, **more, **self.more}
 
     def alive(self, named: str = "") -> list[int]:
         """Ids of living processes with the mark whose command line holds `named`."""
@@ -311,7 +332,9 @@ def texts(folder: Path) -> dict[str, list[list[str]]]:
 
 def records(folder: Path) -> list[dict]:
     path = folder / "responses.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    # The last line may be half written at this moment.
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def engine_facts(folder: Path) -> dict:
@@ -336,7 +359,15 @@ def same(run: Path, other: Path) -> None:
 
 @contextmanager
 def two_nodes(marked: Marked) -> Iterator[tuple[str, Callable[[], None]]]:
-    """A cluster of two nodes with a core each on this machine: its address, and what kills the second node."""
+    """A cluster of two nodes with a core each on this machine: its address, and what kills the second node.
+
+    On the loopback interface alone and with a token, which the processes that the test starts afterwards have, too.
+    """
+    marked.more = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": uuid.uuid4().hex,
+    }
     started = subprocess.Popen(
         [str(RAY_PYTHON), str(ROOT / "tests/ray_two_nodes.py")],
         env=marked.environment(),
@@ -347,6 +378,7 @@ def two_nodes(marked: Marked) -> Iterator[tuple[str, Callable[[], None]]]:
     assert started.stdin and started.stdout
     try:
         told = json.loads(next(line for line in started.stdout if line.startswith("{")))
+        assert told["address"].startswith("127.0.0.1:")
 
         def kill_second() -> None:
             marked.kill(*(pid for pid in marked.alive() if pid in family(told["second"])))
@@ -508,6 +540,7 @@ def test_a_cluster_of_its_own_is_closed_to_others_and_leaves_nothing(marked, slo
         process.terminate()
         process.wait(timeout=PATIENCE / 4)
     wait_for(lambda: not marked.alive())
+    assert not folder.exists()
 
 
 @needs_ray

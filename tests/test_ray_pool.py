@@ -174,10 +174,13 @@ def test_what_a_killed_driver_left_is_removed_and_nothing_else(tmp_path):
     for name in ("imhi-ray-left", "imhi-ray-used", "imhi-ray-new", "other"):
         (tmp_path / name / "r").mkdir(parents=True)
     with only_process(tmp_path / "imhi-ray-used", "using this cluster"):
-        for name in ("imhi-ray-left", "imhi-ray-used", "other"):
-            os.utime(tmp_path / name, (1, 1))
+        (tmp_path / "imhi-ray-link").symlink_to(tmp_path / "other")
+        for name in ("imhi-ray-left", "imhi-ray-used", "imhi-ray-link", "other"):
+            os.utime(tmp_path / name, (1, 1), follow_symlinks=False)
         remove_left_folders(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["imhi-ray-new", "imhi-ray-used", "other"]
+    left = ["imhi-ray-link", "imhi-ray-new", "imhi-ray-used", "other"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["r"]
 
 
 def test_what_is_still_at_work_is_stopped_before_the_cluster_is(monkeypatch):

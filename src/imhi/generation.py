@@ -146,7 +146,9 @@ def _generate_into(
     session: dict[str, Any],
 ) -> None:
     first = _first_prompt(engine, prompts[0])
-    run.begin_session({**session, "engine": engine.describe()})
+    described = engine.describe()
+    _say_other_server(run.manifest["sessions"], described)
+    run.begin_session({**session, "engine": described})
     run.manifest.setdefault("first_prompt", first)
     if run.manifest["first_prompt"] != first:
         raise UserError(
@@ -161,6 +163,12 @@ def _generate_into(
         )
     run.write_manifest()
     started, new_tokens, failures = time.monotonic(), 0, 0
+
+    def facts(*, stopped: bool = False) -> dict[str, Any]:
+        known = {"seconds": round(time.monotonic() - started, 3), "new_tokens": new_tokens}
+        # One that counts what is paid for is asked even then; another may have broken down (a cluster without a head).
+        return known if stopped and "usage" not in described else {**known, "engine": engine.describe()}
+
     with progress_bar(len(prompts), "generating", initial=len(run.done)) as bar:
         shown = started
 
@@ -172,28 +180,30 @@ def _generate_into(
                 bar.set_postfix_str(f"{_rate(new_tokens + tokens, started)}, {rows} rows at work")
 
         refused = {completion.id: completion for completion in run.failed if completion.finish_reason == "no_room"}
-        for answered in engine.complete(prompts, done=run.done, on_step=step):
-            # A prompt without room is refused again in every session; once is enough in the journal.
-            group = [completion for completion in answered if refused.get(completion.id) != completion]
-            if not group:
-                continue
-            run.append(group)
-            failures += sum(completion.finish_reason == "error" for completion in group)
-            new_tokens += sum(completion.new_tokens for completion in group)
-            bar.update(len(group))
-            bar.set_postfix_str(_rate(new_tokens, started))
-            if failures > request.max_errors:
-                break
-    seconds = round(time.monotonic() - started, 3)
-    facts = {"seconds": seconds, "new_tokens": new_tokens, "engine": engine.describe()}
+        try:
+            for answered in engine.complete(prompts, done=run.done, on_step=step):
+                # A prompt without room is refused again in every session; once is enough in the journal.
+                group = [completion for completion in answered if refused.get(completion.id) != completion]
+                if not group:
+                    continue
+                run.append(group)
+                failures += sum(completion.finish_reason == "error" for completion in group)
+                new_tokens += sum(completion.new_tokens for completion in group)
+                bar.update(len(group))
+                bar.set_postfix_str(_rate(new_tokens, started))
+                if failures > request.max_errors:
+                    break
+        except (UserError, KeyboardInterrupt):
+            run.end_session(suite.rows, facts(stopped=True))
+            raise
     if failures > request.max_errors:
-        run.end_session(suite.rows, facts)
+        run.end_session(suite.rows, facts())
         raise UserError(
             f"stopped after {failures} failed rows (--max_errors {request.max_errors}), the last one "
             f"{run.failed[-1].id}: {run.failed[-1].error}; what was generated is kept in {run.folder}",
             code=1,
         )
-    run.finish(suite.rows, facts)
+    run.finish(suite.rows, facts())
     _say_outcome(run, suite)
 
 
@@ -257,6 +267,16 @@ def _say_differences(sessions: list[dict[str, Any]], session: dict[str, Any]) ->
     for name in [*(name for name in session if name not in ("model", "adapter")), "libraries"]:
         if earlier.get(name) != here[name]:
             say(f"note: {name} was {earlier.get(name)}, is {here[name]}; rounding, and so a few answers, may differ")
+
+
+def _say_other_server(sessions: list[dict[str, Any]], engine: Mapping[str, Any]) -> None:
+    """Say what a server tells of its model otherwise than in the session before: one name may stand for two models."""
+    told = [one["engine"]["server"] for one in sessions if "server" in one.get("engine", {})]
+    # `created` is, for some servers, when they were asked.
+    if told and {**told[-1], "created": None} != {**engine["server"], "created": None}:
+        say(
+            f"note: the server's model was {told[-1]}, is {engine['server']}; if that is another, --overwrite starts anew"
+        )
 
 
 def _say_rows(suite: LoadedSuite) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from imhi.errors import UserError
 from imhi.talk import say
 
-__all__ = ["Address", "check_address", "read_key"]
+__all__ = ["Address", "check_address", "is_loopback", "read_key"]
 
 PORTS = {"http": 80, "https": 443}
 
@@ -93,8 +93,13 @@ def _is_loopback(host: str, port: int, flag: str) -> bool:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "not a host name"
         raise UserError(f"{flag}: the host {host} cannot be resolved ({reason})") from None
-    addresses = {ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found}
-    return bool(addresses) and all((getattr(one, "ipv4_mapped", None) or one).is_loopback for one in addresses)
+    return bool(found) and all(is_loopback(str(entry[4][0])) for entry in found)
+
+
+def is_loopback(number: str) -> bool:
+    """Whether an IP address, of either version, is this machine's own."""
+    address = ipaddress.ip_address(number.partition("%")[0])
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def read_key(variable: str | None, *, flag: str = "--api_key_env") -> str | None:

@@ -11,7 +11,7 @@ from tiny import sample_texts
 from imhi.benchmark import DATASETS
 from imhi.errors import UserError
 from imhi.labelers.folders import open_labelers
-from imhi.labelers.pooled import LEAST_ROWS, cut, over_workers
+from imhi.labelers.pooled import LEAST_ROWS, MOST_ROWS, cut, over_workers
 
 NAMES = ["DR", "SAD", "MultiWD"]
 
@@ -111,6 +111,21 @@ def test_no_text_stands_in_two_chunks_and_every_row_in_one():
     assert all([texts[row] for row in chunk.rows] == list(chunk.texts) for chunk in chunks)
     assert sum(len(set(chunk.texts)) for chunk in chunks) == len(set(texts))
     assert [len(chunk.texts[0]) for chunk in chunks] == sorted((len(chunk.texts[0]) for chunk in chunks), reverse=True)
+
+
+def test_a_chunk_ends_long_before_ray_takes_its_worker_for_stuck():
+    chunks = cut("DR", [str(at) for at in range(40_000)], 1)
+    assert max(len(chunk.rows) for chunk in chunks) == MOST_ROWS
+
+
+def test_a_row_that_never_comes_is_no_label(labelers):
+    class Losing(FakePool):
+        def stream(self, make, chunks, again):
+            yield from list(super().stream(make, chunks, again))[1:]
+
+    pooled = over_workers(labelers, opened, {"DR": ["Yes."]}, Losing())
+    with pytest.raises(UserError, match="1 rows of DR did not come back"):
+        pooled["DR"].label(DATASETS["DR"], ["Yes."])
 
 
 def test_other_responses_than_the_pool_was_given_are_no_labels(labelers):

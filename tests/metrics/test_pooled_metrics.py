@@ -11,7 +11,7 @@ from tiny import sample_texts
 
 from imhi.errors import UserError
 from imhi.metrics import METRICS
-from imhi.metrics.pooled import over_workers
+from imhi.metrics.pooled import CHUNKS_A_WORKER, MOST_PAIRS, over_workers
 
 
 class Shuffled(FakePool):
@@ -53,6 +53,24 @@ def test_a_result_whose_worker_died_behind_it_counts_once(texts, monkeypatch):
     assert spread.statistics(*texts, advanced.append) == metric.statistics(*texts)
     assert sum(advanced) == 30
     assert pool.passes == 1
+
+
+def test_a_chunk_ends_long_before_ray_takes_its_worker_for_stuck():
+    pool = FakePool(1)
+    texts = [f"{at} fine" for at in range(3 * MOST_PAIRS * CHUNKS_A_WORKER)]
+    over_workers(METRICS["rouge"](), {}, pool).statistics(texts, texts)
+    assert max(len(rows) for rows, _ in pool.sent[0]) == MOST_PAIRS
+
+
+def test_a_pair_that_never_comes_is_no_score(texts, monkeypatch):
+    monkeypatch.setattr("imhi.metrics.pooled.LEAST_PAIRS", 4)
+
+    class Losing(FakePool):
+        def stream(self, make, chunks, again):
+            yield from list(super().stream(make, chunks, again))[1:]
+
+    with pytest.raises(UserError, match=r"4 of \d+ pairs did not come back"):
+        over_workers(METRICS["rouge"](), {}, Losing()).statistics(*texts)
 
 
 def test_a_machine_with_another_model_scores_nothing(texts):

@@ -14,6 +14,7 @@ from completions_stub import CompletionsStub, failing, garbled, half
 
 from imhi.data import write_table
 from imhi.errors import UserError
+from imhi.metrics import server_logprobs
 from imhi.metrics.gptscore import GptScore
 from imhi.metrics.server_logprobs import PROBES, CompletionServer, Unanswered
 from imhi.remote import check_address
@@ -238,6 +239,29 @@ def test_an_answer_that_drips_ends_at_the_time_limit(tiny_llama):
         server_of(url, timeout=0.3, attempts=1).nats("They sleep.", 5)
 
 
+def test_headers_that_drip_end_at_the_time_limit(tiny_llama):
+    def drips(handler, _):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+        for _ in range(75):
+            handler.wfile.write(b".")
+            handler.wfile.flush()
+            time.sleep(0.02)
+        handler.close_connection = True
+        return True
+
+    stub = CompletionsStub(tiny_llama)
+    stub.troubles = [drips]
+    with stub.running() as url, pytest.raises(Unanswered, match="no answer within 0 s, 1 times"):
+        server_of(url, timeout=0.3, attempts=1).nats("They sleep.", 5)
+
+
+def test_an_answer_without_an_end_does_not_fill_the_memory(tiny_llama, monkeypatch):
+    monkeypatch.setattr(server_logprobs, "MOST_BYTES", 100)
+    stub = CompletionsStub(tiny_llama)
+    with stub.running() as url, pytest.raises(Unanswered, match="an answer longer than 100 bytes, 1 times"):
+        server_of(url, attempts=1).nats("They sleep.", 5)
+
+
 def test_no_server_at_all_is_one_line():
     with pytest.raises(
         UserError, match=r"cannot score texts: the connection failed \(ConnectionRefusedError\), 6 times"
@@ -338,6 +362,18 @@ def test_a_key_that_no_header_can_hold_is_not_repeated(monkeypatch):
     with pytest.raises(UserError, match="characters that no key has") as raised:
         GptScore(api_base="http://127.0.0.1:9/v1", api_model="m", api_key_env="IMHI_TEST_KEY")
     assert "sk" not in str(raised.value)
+
+
+def test_a_name_that_leads_to_another_machine_later_gets_nothing(tiny_llama, monkeypatch):
+    """It is judged at every connection, not only where the flag is read."""
+    stub = CompletionsStub(tiny_llama)
+    with stub.running() as url:
+        server = server_of(url)
+        # No other machine is at hand: the peer of the connection is taken for one.
+        monkeypatch.setattr(server_logprobs, "is_loopback", lambda number: number != "127.0.0.1")
+        with pytest.raises(Unanswered, match="does not stand for this machine any more"):
+            server.nats("They sleep.", 5)
+    assert not stub.requests
 
 
 def test_nothing_is_sent_to_another_machine_without_leave():

@@ -216,8 +216,7 @@ class HttpClient:
             return ""
         if self._server.key:
             words = words.replace(self._server.key, "[key]")
-        private = _bare(json.dumps({**(payload or {}), "model": ""}, ensure_ascii=False))
-        said = _bare(words)
+        private, said = _private(payload or {}), _bare(words)
         if any(said[at : at + REPEATED] in private for at in range(len(said) - REPEATED + 1)):
             return " (its message repeats parts of the prompt and is left out)"
         return f": {words[:200]}"
@@ -309,6 +308,13 @@ def _line(text: str) -> str:
 def _bare(text: str) -> str:
     """Letters and digits alone, lower-case: what stays of a text however it is quoted."""
     return "".join(filter(str.isalnum, text)).casefold()
+
+
+def _private(payload: Mapping[str, Any]) -> str:
+    """A request's texts, bare, in each of the ways in which a message may quote them: as they are, or escaped."""
+    texts = [payload.get("prompt"), *(turn["content"] for turn in payload.get("messages", ()))]
+    quoted = [way(text) for text in texts if text for way in (str, repr, ascii, json.dumps)]
+    return "\0".join(map(_bare, quoted))
 
 
 def _request_class() -> type[aiohttp.ClientRequest]:

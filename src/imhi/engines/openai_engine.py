@@ -171,11 +171,12 @@ class OpenAIEngine:
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
             found = len(choices) if isinstance(choices, list) else "no"
             raise Fault("no_choice", f"the answer has {found} choices, where one is expected")
+        # Before anything is found wrong with the answer: it is paid for whatever is in it.
+        prompt_tokens, new_tokens = self._count(body.get("usage"))
         text = _text(choices[0], chat=self.served.api == "chat")
         for name, seen in self._seen.items():
             if len(seen) < MOST_NAMES and isinstance(body.get(name), str):
                 seen[body[name][:100]] = None
-        prompt_tokens, new_tokens = self._count(body.get("usage"))
         reason = choices[0].get("finish_reason")
         if not isinstance(reason, str) or reason not in FINISH:
             error = f"the server ended the answer by finish_reason {reason!r:.60}"

@@ -172,7 +172,8 @@ class RayEngine:
     ) -> Iterator[list[Completion]]:
         self._waiting = {prompt.id: prompt for prompt in prompts if prompt.id not in done}
         chunks = [chunk for chunk in self._cut(prompts, frozenset(done)) if len(chunk.done) < len(chunk.prompts)]
-        expected = json.dumps([__version__, self.prepared.prepared.configuration()], sort_keys=True)
+        asked = len(self._waiting)
+        expected = as_json(self.prepared.prepared.configuration())
         make = partial(open_engine, self.prepared.inner, self.prepared.request, expected)
         for worker, facts, answers in self.pool.stream(make, chunks, self._again):
             self._worker = facts
@@ -192,6 +193,12 @@ class RayEngine:
                 )
                 for prompt in self._given_up
             ]
+        if self._waiting:
+            raise UserError(
+                f"--engine ray: {len(self._waiting)} of {asked} rows did not come back, the first "
+                f"{next(iter(self._waiting))}; the same command asks for them",
+                code=1,
+            )
 
     def close(self) -> None:
         self.pool.close()
@@ -224,19 +231,30 @@ class RayEngine:
         return [Chunk(tuple(left[at : at + size])) for at in range(0, len(left), size)]
 
 
+def as_json(configuration: Mapping[str, Any]) -> str:
+    """Everything that must be the same in every worker: an inner engine's configuration, and the toolkit's version."""
+    return json.dumps({"imhi": __version__, **configuration}, sort_keys=True)
+
+
 def open_engine(inner: str, request: EngineRequest, expected: str) -> Work:
     """In a worker: the inner engine, loaded, as a function of chunks.
 
-    UserError where this machine's toolkit or model is not the driver's (`expected`: version and configuration as JSON).
+    UserError where this machine's toolkit or model is not the driver's (`expected`, made by `as_json`).
     """
     prepared = import_module(ENGINES[inner]).prepare(request)
-    found = json.dumps([__version__, prepared.configuration()], sort_keys=True)
+    found = as_json(prepared.configuration())
     if found != expected:
         import platform
 
+        there, here = json.loads(found), json.loads(expected)
+        differing = "; ".join(
+            f"{name}: {str(there.get(name))[:60]} there, {str(here.get(name))[:60]} here"
+            for name in sorted({*there, *here})
+            if there.get(name) != here.get(name)
+        )
         raise UserError(
-            f"--engine ray: {platform.node()} would answer otherwise than this machine, with {found[:300]} in place of "
-            f"{expected[:300]}; every machine needs the same toolkit and the same model files"
+            f"--engine ray: {platform.node()} would answer otherwise than this machine ({differing}); every machine "
+            "needs the same toolkit and the same model files"
         )
     engine = prepared.load()
     facts = engine.describe()

@@ -8,7 +8,7 @@ pass, with as many workers as the cluster has room for then.
 Where texts lie meanwhile: compressed, but not encrypted, in the object stores of the machines that work (shared memory,
 ``/dev/shm``; what does not fit there in the session's folder on disk).  A cluster of this pool's own listens on the
 loopback interface alone, with a token made for it, and its folder, logs included, is only for the user and is removed
-with it, or by the next run where the driver was killed.  Ray's usage reports are off.
+with it, or where the driver was killed by a run a minute later or more.  Ray's usage reports are off.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pickle
 import secrets
 import shutil
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -174,7 +175,7 @@ class RayPool:
                 piece for at, chunk in enumerate(chunks) if at not in ended for piece in again(chunk, at in begun)
             ]
             if chunks:
-                say(f"Ray: workers were lost with {len(begun - ended)} chunks; sending what is left again")
+                say(f"Ray: workers were lost, {len(begun - ended)} chunks with them; sending what is left again")
 
     def __enter__(self) -> RayPool:
         return self
@@ -215,7 +216,6 @@ class RayPool:
             options = {"address": "local", "num_cpus": cores, "_temp_dir": str(self._folder / "r")}
         else:
             _require_answer(self.address)
-            say(f"Ray: texts are sent to the machines of the cluster at {self.address}, which --ray_address names")
         ray = import_module("ray")
         where = f"--ray_address {self.address}: no cluster that can be used" if self.address else "Ray did not start"
         for left in reversed(range(STARTS)):
@@ -228,6 +228,10 @@ class RayPool:
                     continue
                 self._remove_folder()
                 raise UserError(f"{where} ({first_line(error)})", code=1) from error
+        if self.address is not None:
+            # `auto` may be any cluster that Ray finds here.
+            found = ray.get_runtime_context().gcs_address
+            say(f"Ray: texts are sent to the machines of the cluster at {found} (--ray_address {self.address})")
         return ray
 
     def _nodes(self) -> list[tuple[int, int]]:
@@ -292,9 +296,11 @@ def remove_left_folders(home: Path) -> None:
     for folder in home.glob(f"{FOLDER}*"):
         # Held by its driver, or removed by another one meanwhile.
         with suppress(UserError, FileNotFoundError):
-            facts = folder.stat()
+            # Not of what a link leads to: somebody else may have made it.
+            facts = folder.lstat()
             # A new one may not be locked yet.
-            if facts.st_uid == os.getuid() and time.time() - facts.st_mtime > 60:
+            old = time.time() - facts.st_mtime > 60
+            if old and stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid():
                 with only_process(folder, "using this cluster"):
                     shutil.rmtree(folder, ignore_errors=True)
 
@@ -324,9 +330,11 @@ class _Worker:
     def __call__(self, batch: Any) -> Iterator[Any]:
         for packed in batch["work"].to_pylist():
             at, chunk = unpack(packed)
-            yield _row("part", pack(("begin", at, None)))
             try:
-                for part in self._ready()(chunk):
+                work = self._ready()
+                # Not before: a model that does not load is no fault of the chunk's.
+                yield _row("part", pack(("begin", at, None)))
+                for part in work(chunk):
                     yield _row("part", pack(("part", at, part)))
             except Exception as error:
                 if isinstance(error, UserError) and error.code == 2:

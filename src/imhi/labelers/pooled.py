@@ -20,8 +20,9 @@ from imhi.talk import progress_bar
 
 __all__ = ["over_workers"]
 
-# Rows of a chunk: enough that the model's loading costs little, and chunks enough that no worker waits long.
-LEAST_ROWS, CHUNKS_A_WORKER = 512, 4
+# Rows of a chunk: enough for full batches, and chunks enough that no worker waits long.  A chunk's labels come together,
+# and Ray takes workers that send nothing for half an hour for stuck.
+LEAST_ROWS, MOST_ROWS, CHUNKS_A_WORKER = 512, 2048, 4
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class _Shared:
         left = len(self.texts[name])
         while left:
             while not found:
-                dataset, rows, result = next(self._stream)
+                part = next(self._stream, None)
+                if part is None:
+                    raise UserError(f"--engine ray: {left} rows of {name} did not come back; label again", code=1)
+                dataset, rows, result = part
                 self._came.add((dataset, rows))
                 (found if dataset == name else self._results[dataset]).append((rows, result))
             rows, result = found.pop()
@@ -120,7 +124,7 @@ def cut(name: str, texts: Sequence[str], workers: int) -> list[Chunk]:
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, text in enumerate(texts):
         rows_of[text].append(row)
-    most = max(LEAST_ROWS, -(-len(texts) // (CHUNKS_A_WORKER * workers)))
+    most = min(MOST_ROWS, max(LEAST_ROWS, -(-len(texts) // (CHUNKS_A_WORKER * workers))))
     chunks: list[list[int]] = [[]]
     for text in sorted(rows_of, key=lambda text: -len(text)):
         if len(chunks[-1]) >= most:

@@ -15,8 +15,9 @@ from imhi.metrics.base import Metric, Statistics
 
 __all__ = ["over_workers"]
 
-# Pairs of a chunk: enough for full batches, and chunks enough that no worker waits long for the last.
-LEAST_PAIRS, CHUNKS_A_WORKER = 256, 4
+# Pairs of a chunk: enough for full batches, and chunks enough that no worker waits long for the last.  A chunk's values
+# come together, and Ray takes workers that send nothing for half an hour for stuck.
+LEAST_PAIRS, MOST_PAIRS, CHUNKS_A_WORKER = 256, 1024, 4
 
 Pairs = Sequence[tuple[str, str]]
 # (index of each pair, pairs)
@@ -42,7 +43,7 @@ def _spread_statistics(
     make: Callable[[], Work], pool: RayPool, pairs: Pairs, advance: Callable[[int], object]
 ) -> Statistics:
     order = sorted(range(len(pairs)), key=lambda at: -sum(map(len, pairs[at])))
-    most = max(LEAST_PAIRS, -(-len(pairs) // (CHUNKS_A_WORKER * pool.workers)))
+    most = min(MOST_PAIRS, max(LEAST_PAIRS, -(-len(pairs) // (CHUNKS_A_WORKER * pool.workers))))
     parts = [tuple(order[start : start + most]) for start in range(0, len(order), most)]
     chunks: list[Chunk] = [(rows, tuple(pairs[row] for row in rows)) for rows in parts]
     found: dict[int, tuple[float, ...]] = {}
@@ -54,6 +55,9 @@ def _spread_statistics(
     for rows, statistics in pool.stream(make, chunks, again):
         found.update(zip(rows, statistics, strict=True))
         advance(len(rows))
+    if len(found) < len(pairs):
+        lost = len(pairs) - len(found)
+        raise UserError(f"--engine ray: {lost} of {len(pairs)} pairs did not come back; score again", code=1)
     return [found[at] for at in range(len(pairs))]
 
 

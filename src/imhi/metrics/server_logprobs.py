@@ -23,7 +23,7 @@ from typing import Any
 
 from imhi.errors import UserError
 from imhi.metrics.echoed import Echo, Unusable, choice_of
-from imhi.remote import Address
+from imhi.remote import Address, is_loopback
 
 __all__ = ["TOLERANCE", "CompletionServer", "TooLong", "Unanswered"]
 
@@ -33,6 +33,8 @@ TOLERANCE = 0.05
 # Seconds: for one request, for the first pause after a failure (doubled each time), and for any pause at most.
 TIMEOUT, FIRST_PAUSE, LONGEST_PAUSE = 120.0, 0.5, 60.0
 ATTEMPTS = 6
+# An answer is some hundred bytes a token; a server gone wrong must not fill the memory.
+MOST_BYTES = 64 << 20
 PASSING = frozenset([408, 409, 425, 429, 500, 502, 503, 504])
 # How servers word that a prompt does not fit, in the body of a 400 or 413.
 LENGTH_WORDS = ("context length", "context_length", "context window", "max_model_len", "too long", "too many tokens")
@@ -229,16 +231,40 @@ class CompletionServer:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "keep-alive"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            _shut(connection)
+
+        # A socket's own limit begins anew with every byte.
+        alarm = threading.Timer(self.timeout, end)
+        alarm.daemon = True
+        alarm.start()
         try:
+            if connection.sock is None:
+                self._connect(connection)
+            if late.is_set():
+                raise TimeoutError
             connection.request("POST", f"{self.address.path}/completions", body, headers)
             response = connection.getresponse()
             payload = b"".join(self._chunks(response))
+            # Cut off within headers, or in a body of no stated length, an answer looks whole.
+            if late.is_set():
+                raise TimeoutError
+        except _Passing:
+            connection.close()
+            raise
         except TimeoutError:
             connection.close()
             raise _Passing(f"no answer within {self.timeout:.0f} s") from None
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            if late.is_set():
+                raise _Passing(f"no answer within {self.timeout:.0f} s") from None
             raise _Passing(f"the connection failed ({type(error).__name__})") from None
+        finally:
+            alarm.cancel()
         if response.status != 200:
             raise self._failure(response.status, response.headers.get("Retry-After"), payload)
         try:
@@ -248,9 +274,12 @@ class CompletionServer:
 
     def _chunks(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
         """The body; TimeoutError where it takes too long as a whole, however steadily it drips."""
-        end = time.monotonic() + self.timeout
+        end, size = time.monotonic() + self.timeout, 0
         while chunk := response.read1(1 << 16):
             yield chunk
+            size += len(chunk)
+            if size > MOST_BYTES:
+                raise _Passing(f"an answer longer than {MOST_BYTES} bytes")
             if time.monotonic() > end:
                 raise TimeoutError
         if response.length:
@@ -286,14 +315,19 @@ class CompletionServer:
                 self._open.append(connection)
         return connection
 
+    def _connect(self, connection: http.client.HTTPConnection) -> None:
+        """Connect; raises Unanswered where a name that was this machine's when it was checked leads elsewhere now."""
+        connection.connect()
+        if self.address.loopback and not is_loopback(connection.sock.getpeername()[0]):
+            connection.close()
+            raise Unanswered("its name does not stand for this machine any more")
+
     def stop(self) -> None:
         """Ask for nothing more, and end what is under way."""
         self._stopped.set()
         with self._lock:
             for connection in self._open:
-                # One that is closed already is what is wanted.
-                with suppress(OSError, AttributeError):
-                    connection.sock.shutdown(socket.SHUT_RDWR)
+                _shut(connection)
 
     def close(self) -> None:
         """Close all connections, once no thread uses them any more; the next request opens new ones."""
@@ -303,6 +337,12 @@ class CompletionServer:
             self._open.clear()
         self._local = threading.local()
         self._stopped.clear()
+
+
+def _shut(connection: http.client.HTTPConnection) -> None:
+    # One that is closed already is what is wanted.
+    with suppress(OSError, AttributeError):
+        connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 class _Refused(Unanswered):
