@@ -148,8 +148,8 @@ def test_prompts_that_begin_alike_share_a_chunk(tiny_llama, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "workers", "batch_size", "expected"),
     [
-        (100, 2, None, 50),  # a share each, where that is all that a worker answers at once
-        (400, 2, None, 64),
+        (100, 2, None, 50),  # a share each, where that is not far more than a worker answers at once
+        (400, 2, None, 200),
         (8000, 2, None, 1000),  # several chunks a worker, so that none waits long
         (100_000, 2, None, 1024),
         (400, 2, 8, 50),
@@ -158,8 +158,22 @@ def test_prompts_that_begin_alike_share_a_chunk(tiny_llama, monkeypatch):
 )
 def test_chunks_keep_workers_busy(rows, workers, batch_size, expected, tiny_llama, monkeypatch):
     engine = engine_of(tiny_llama, FakePool(workers), monkeypatch, batch_size=batch_size)
-    engine._cut([Prompt(f"DR/{at}", str(at)) for at in range(rows)], frozenset())
-    assert engine.rows == expected
+    prompts = [Prompt(f"DR/{at}", str(at)) for at in range(rows)]
+    chunks = engine._cut(prompts, frozenset())
+    assert sorted(prompt.id for chunk in chunks for prompt in chunk.prompts) == sorted(prompt.id for prompt in prompts)
+    assert max(len(chunk.prompts) for chunk in chunks) == pytest.approx(expected, rel=0.01, abs=1)
+    assert len(chunks) % workers == 0 or rows < workers
+
+
+def test_long_posts_do_not_all_go_to_one_worker(tiny_llama, monkeypatch):
+    """Sorted by their words, as the posts of one source stand together."""
+    prompts = [Prompt(f"DR/{at}", f"a {at}") for at in range(100)]
+    prompts += [Prompt(f"Irf/{at}", f"b {at} " + "long " * 400) for at in range(100)]
+    engine = engine_of(tiny_llama, FakePool(2), monkeypatch)
+    first, second = (
+        sum(500 + len(prompt.text) for prompt in chunk.prompts) for chunk in engine._cut(prompts, frozenset())
+    )
+    assert first == pytest.approx(second, rel=0.03)
 
 
 def test_a_worker_that_dies_costs_what_it_had_at_work(tiny_llama, monkeypatch):

@@ -45,7 +45,9 @@ SCORES = {
     "bert_f1": "BERTScore F1",
     "bart_score": "BART-score",
 }
-SETTINGS = ("model", "adapter", "prompts", "examples", "decoding", "length limit", "dtype", "device", "toolkit")
+SETTINGS = (
+    *("model", "adapter", "prompts", "examples", "decoding", "length limit", "engine", "dtype", "device", "toolkit"),
+)
 CHATGPT = next(row for row in PUBLISHED if row.system.startswith("ChatGPT"))
 
 # The bars of the project's plan.

@@ -11,11 +11,13 @@ import json
 import os
 import time
 from argparse import SUPPRESS
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from itertools import accumulate, pairwise
 from typing import Any
 
 from imhi import __version__
@@ -32,10 +34,13 @@ INNER = ("transformers", "vllm")
 # Engines whose own flags this one hands on.
 ALSO_TAKES = ("vllm",)
 
-# Rows that a worker answers at once, about: a smaller chunk leaves it idle in part.
+# Rows that a worker answers at once, about.
 CPU_ROWS, GPU_ROWS = 64, 256
-# Chunks for each worker, so that none waits long for the last; and the most rows of one, in rows at once.
-CHUNKS_A_WORKER, MOST_ROWS = 4, 16
+# Chunks for each worker, so that none waits long for the last; the least and the most rows of one, in rows at once.
+# A chunk's last rows are few and at work for as long as any, so that a smaller one leaves its worker idle in part.
+CHUNKS_A_WORKER, LEAST_ROWS, MOST_ROWS = 4, 4, 16
+# What an answer costs, in characters of a prompt, for chunks that are to take equally long.
+ANSWER_COST = 500
 # Rows that are lost again are sent in so many pieces, down to single rows; one that is lost alone then is the fault.
 PIECES, LOSSES = 8, 2
 # Seconds between two messages of a worker.
@@ -134,6 +139,7 @@ class RayEngine:
     def __init__(self, prepared: PreparedRay, tokenizer: Any, pool: RayPool):
         self.prepared, self.tokenizer, self.pool = prepared, tokenizer, pool
         self.rows = prepared.rows
+        self._most_rows = 0
         self.doubled = 0
         self._worker: Mapping[str, Any] = {}
         self._answered: Counter[str] = Counter()
@@ -152,7 +158,7 @@ class RayEngine:
                 "order": "shared beginnings",
                 "batching": self.prepared.request.batching,
                 "deterministic": self.prepared.request.deterministic,
-                "rows_per_task": self.rows,
+                "rows_per_task": self._most_rows,
             },
         }
 
@@ -205,16 +211,16 @@ class RayEngine:
 
     def _cut(self, prompts: Sequence[Prompt], done: frozenset[str]) -> list[Chunk]:
         """All prompts in chunks, those that begin alike together: what they share is read once."""
-        if self.rows is None:
-            at_once = self.prepared.request.batch_size or (GPU_ROWS if self.prepared.device != "cpu" else CPU_ROWS)
-            shares = [
-                -(-len(prompts) // self.prepared.workers),
-                -(-len(prompts) // (CHUNKS_A_WORKER * self.prepared.workers)),
-            ]
-            self.rows = max(1, min(shares[0], at_once), min(shares[1], MOST_ROWS * at_once))
         ordered = sorted(prompts, key=lambda p: ([(shot.query, shot.answer) for shot in p.shots], p.text))
-        parts = [tuple(ordered[at : at + self.rows]) for at in range(0, len(ordered), self.rows)]
-        return [Chunk(part, done.intersection(prompt.id for prompt in part)) for part in parts]
+        if self.rows is not None:
+            parts = [ordered[at : at + self.rows] for at in range(0, len(ordered), self.rows)]
+        else:
+            at_once = self.prepared.request.batch_size or (GPU_ROWS if self.prepared.device != "cpu" else CPU_ROWS)
+            share = -(-len(prompts) // self.prepared.workers)
+            wanted = max(1, min(CHUNKS_A_WORKER, share // (LEAST_ROWS * at_once)), -(-share // (MOST_ROWS * at_once)))
+            parts = in_equal_parts(ordered, self.prepared.workers * wanted)
+        self._most_rows = max(map(len, parts), default=0)
+        return [Chunk(tuple(part), done.intersection(prompt.id for prompt in part)) for part in parts]
 
     def _again(self, chunk: Chunk, begun: bool) -> list[Chunk]:
         """What is sent in place of a chunk that did not come to its end."""
@@ -229,6 +235,17 @@ class RayEngine:
             return []
         size = max(1, -(-len(left) // PIECES) if often else len(left))
         return [Chunk(tuple(left[at : at + size])) for at in range(0, len(left), size)]
+
+
+def in_equal_parts(prompts: Sequence[Prompt], count: int) -> list[Sequence[Prompt]]:
+    """Neighbours in at most `count` parts that cost about the same: by rows, long posts would stand against short ones."""
+    texts = (
+        (prompt.text, *(text for shot in prompt.shots for text in (shot.query, shot.answer))) for prompt in prompts
+    )
+    costs = list(accumulate(ANSWER_COST + sum(map(len, each)) for each in texts))
+    ends = [bisect_left(costs, costs[-1] * part / count) + 1 for part in range(1, count)] if costs else []
+    cuts = [0, *ends, len(prompts)]
+    return [prompts[first:last] for first, last in pairwise(cuts) if first < last]
 
 
 def as_json(configuration: Mapping[str, Any]) -> str:

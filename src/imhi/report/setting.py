@@ -236,7 +236,7 @@ def facts_of(run: RunResults) -> list[tuple[str, str]]:
         ("examples", _examples(configuration)),
         ("decoding", ("sampled" if decoding.get("do_sample") else "greedy") if decoding else None),
         ("length limit", _limits(decoding) or (f"{PUBLISHED_MAX_LENGTH} of prompt and answer" if decoding else None)),
-        ("engine", configuration.get("engine")),
+        ("engine", " ".join(filter(None, [configuration.get("engine"), configuration.get("engine_version")]))),
         ("server", configuration.get("api_base")),
         ("attention", engine.get("attention")),
         ("device", last.get("device")),
