@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stub_server import MODEL, Asked, Stub, always, answer_to, first, mixed
+from stub_server import MODEL, Asked, Stub, always, answer_to, completion, first, mixed
 
+from imhi.commands import run_script
 from imhi.commands.generate import add_arguments as add_generate_arguments
 from imhi.data import DataRoot, load_suite
 from imhi.engines import Completion, Decoding, EngineRequest, Prompt, Shot
@@ -54,6 +55,8 @@ NAMES = st.sampled_from(
         "id",
         "model",
         "refusal",
+        "innererror",
+        "metadata",
     ]
 )
 POST = "I have not slept since my sister moved out and nobody at work has asked me how I am"
@@ -342,7 +345,73 @@ def test_no_proxy_of_the_environment_sees_a_post(monkeypatch: pytest.MonkeyPatch
         assert proxy.log == []
 
 
-@pytest.mark.parametrize("reason", ["content_filter", "tool_calls", None])
+# As Azure, OpenAI's reasoning models, LiteLLM before Azure, OpenRouter, DeepSeek and DashScope send them.
+REFUSALS: list[tuple[str, Any]] = [
+    ("400", {"message": "The response was filtered due to the prompt", "code": "content_filter", "param": "prompt"}),
+    ("400", {"message": "no", "code": None, "innererror": {"code": "ResponsibleAIPolicyViolation"}}),
+    ("400", {"message": "no", "code": "content_policy_violation"}),
+    ("400", {"message": "your prompt was flagged as potentially violating our usage policy", "code": "invalid_prompt"}),
+    ("400", {"message": "the prompt triggering Azure OpenAI's content management policy", "code": "400"}),
+    (
+        "403",
+        {"message": "Input was flagged", "code": 403, "metadata": {"reasons": ["self-harm"], "flagged_input": POST}},
+    ),
+    ("400", {"message": "Content Exists Risk", "code": "invalid_request_error"}),
+    ("400", {"message": "Input text data may contain inappropriate content.", "code": "data_inspection_failed"}),
+]
+
+
+@pytest.mark.parametrize(("status", "error"), REFUSALS)
+def test_a_prompt_that_a_content_filter_turns_away_is_refused_and_not_asked_again(status: str, error: Any) -> None:
+    rows = prompts(4)
+    with Stub(
+        lambda prompt, before: status if prompt == rows[2].text else None, refusal=lambda asked: {"error": error}
+    ) as stub:
+        asking = engine(stub)
+        found = asked_all(asking, rows)
+    refused = found.pop(rows[2].id)
+    assert_right(found, [row for row in rows if row is not rows[2]])
+    assert (refused.finish_reason, refused.text) == ("refused", "")
+    assert f"answered {status}" in str(refused.error) and "by its content filter" in str(refused.error)
+    assert POST[:12] not in str(refused.error)
+    assert set(stub.counts.values()) == {1} and asking.traffic.failures == {"content_filter": 1}
+
+
+@pytest.mark.parametrize("error", [{"message": "no", "code": "invalid_prompt"}, {"message": f"policy? {POST}"}, "no"])
+def test_another_refusal_is_an_error(error: Any) -> None:
+    (row,) = prompts(1)
+    with Stub(always("400"), refusal=lambda asked: {"error": error}) as stub:
+        assert asked_all(engine(stub), [row])[row.id].finish_reason == "error"
+
+
+@pytest.mark.parametrize("said", ["half an", None])
+def test_an_answer_that_a_content_filter_cut_is_refused_and_was_paid_for(said: str | None) -> None:
+    (row,) = prompts(1)
+    with Stub(always('finish "content_filter"')) as stub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stub_server.completion", without_message if said is None else completion)
+        asking = engine(stub)
+        found = asked_all(asking, [row])[row.id]
+    assert (found.finish_reason, found.text, found.prompt_tokens, found.new_tokens) == ("refused", "", 100, 10)
+    assert "content_filter" in str(found.error)
+    assert len(stub.log) == 1 and asking.usage["prompt_tokens"] == 100
+
+
+def without_message(asked: Asked, text: str | None, **options: Any) -> dict[str, Any]:
+    found = completion(asked, text, **options)
+    found["choices"][0].pop("message")
+    return found
+
+
+def test_refused_rows_do_not_hold_the_others_up() -> None:
+    """They are handed over as they come: it is errors that may end a run."""
+    rows = prompts(6)
+    plan = {rows[0].text: 'finish "content_filter"', **dict.fromkeys((row.text for row in rows[1:]), "late 0.3")}
+    with Stub(lambda prompt, before: plan[prompt]) as stub:
+        groups = [[one.id for one in group] for group in engine(stub, concurrency=6).complete(rows)]
+    assert groups[0] == [rows[0].id]
+
+
+@pytest.mark.parametrize("reason", ["tool_calls", None])
 def test_an_answer_that_did_not_end_by_itself_or_its_limit_is_an_error(reason: str | None) -> None:
     (row,) = prompts(1)
     with Stub(always(f"finish {json.dumps(reason)}")) as stub:
@@ -623,7 +692,7 @@ def test_with_leave_it_is_said_what_goes_where(
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     found = prepared("http://10.1.2.3/v1", allow_remote=True)
     said = capsys.readouterr().err
-    assert "with the post in it, will be sent to 10.1.2.3 without encryption" in said
+    assert "with the post in it, will be sent to 10.1.2.3 without encryption (http), and so will the key" in said
     assert found.server.key == KEY and KEY not in said + repr(found)
 
 
@@ -864,6 +933,92 @@ def test_what_was_used_stands_in_the_manifest_of_a_run_that_was_stopped(many_row
     answered = len(read_completions(out))
     assert answered >= 20 and session["engine"]["usage"]["prompt_tokens"] == 100 * answered
     assert session["engine"]["usage"]["cost"] > 0 and session["ended"]
+
+
+def test_what_a_content_filter_refused_ends_no_run_and_is_asked_again_only_on_demand(
+    many_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, mended = tmp_path / "run", False
+
+    def plan(prompt: str, before: int) -> str | None:
+        if day(prompt) == 7 and not before:
+            return "422"
+        return None if mended or day(prompt) % 3 else ["400", 'finish "content_filter"'][day(prompt) % 2]
+
+    with Stub(plan, refusal=lambda asked: {"error": {"message": "filtered", "code": "content_filter"}}) as stub:
+        asking = [*command(stub, many_rows, out, "--limit", "40", "--max_errors", "1")[2:], "--rule_calculate"]
+
+        def asked_again(*flags: str) -> tuple[int, list[int], str]:
+            stub.log.clear()
+            status = run_script("generate", [*asking, *flags])
+            return status, sorted(day(asked.prompt) for asked in stub.log), capsys.readouterr().err
+
+        third = list(range(0, 40, 3))
+        status, asked, said = asked_again()
+        assert status == 1 and asked == list(range(40))
+        assert "1 of 40 rows failed" in said and "14 of 40 rows were refused by the server's content filter" in said
+        assert "1 failed rows, 14 rows refused by the server's content filter" in said
+        assert "the same command tries them again" in said and "--retry_refused asks them again" in said
+        assert read_manifest(out)["ended"] is None
+        # The row that failed, and no other.
+        status, asked, said = asked_again()
+        assert (status, asked) == (1, [7]) and "14 rows that the server's content filter refused" in said
+        (counts,) = read_manifest(out)["counts"].values()
+        assert (counts["done"], counts["failed"], counts["refused"], counts["rows"]) == (26, 14, 14, 40)
+        assert read_manifest(out)["ended"]
+        held = (out / "responses.jsonl").read_bytes()
+        status, asked, said = asked_again()
+        assert (status, asked) == (1, []) and "all but 14 of 40 rows were generated before; nothing to do" in said
+        assert "14 of 40 rows were refused" in said and (out / "responses.jsonl").read_bytes() == held
+        assert {record["finish_reason"] for record in journal(out) if record["row"] in third} == {"refused"}
+        figures = json.loads((out / "correctness.json").read_text())["datasets"]["DR"]
+        assert (figures["rows"], figures["failed"], figures["empty"]) == (40, 14, 14)
+        mended = True
+        status, asked, said = asked_again("--retry_refused")
+        assert (status, asked) == (0, third) and "refused" not in said
+    assert all(completion.text for completion in read_completions(out).values())
+
+
+def test_tokens_and_cost_of_all_sessions_are_in_the_manifest_and_told(
+    many_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a session that was killed, what it journaled; of one that stopped by itself, all."""
+    out = tmp_path / "run"
+    prices = ["--price_in", "0.1", "--price_out", "0.7"]
+    with Stub(always("late 0.05")) as stub:
+        asking = [*command(stub, many_rows, out, "--limit", "200", "--concurrency", "4")]
+        process = subprocess.Popen([*asking, *prices], cwd=SOURCE, stderr=subprocess.DEVNULL)
+        while not (out / "responses.jsonl").exists() or len(journal_ids(out)) < 20:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        kept = len(journal_ids(out))
+        # "no credit" ends the second session; one answer of it cannot be used, and is paid for.
+        stub.plan = lambda prompt, before: ["say 7", "402"][before] if day(prompt) == 190 and before < 2 else None
+        assert run_script("generate", [*asking[2:], *prices]) == 1
+        between, said = read_manifest(out)["usage"], capsys.readouterr().err
+        stub.plan = lambda prompt, before: None
+        assert run_script("generate", asking[2:]) == 0
+        last_said = capsys.readouterr().err
+    manifest = read_manifest(out)
+    first, second, third = (session["engine"]["usage"] for session in manifest["sessions"])
+    assert first["from_journal"] and (first["prompt_tokens"], first["completion_tokens"]) == (100 * kept, 10 * kept)
+    journaled = sum(completion.prompt_tokens for completion in read_completions(out).values())
+    assert manifest["usage"]["prompt_tokens"] == journaled + 100
+    assert between == {
+        "sessions": 2,
+        "prompt_tokens": first["prompt_tokens"] + second["prompt_tokens"],
+        "completion_tokens": first["completion_tokens"] + second["completion_tokens"],
+        "answers_without_usage": 0,
+        "cost": 17 * (kept + second["completion_tokens"] // 10) / 10**6,
+        "sessions_from_journal": 1,
+    }
+    assert f"all 2 sessions: {between['prompt_tokens']} prompt" in said
+    assert f"cost {between['cost']:.6g} at least (1 were killed and count with what they journaled)" in said
+    total = manifest["usage"]
+    assert (total["sessions"], total["sessions_without_price"], total["cost"]) == (3, 1, between["cost"])
+    assert total["prompt_tokens"] == between["prompt_tokens"] + third["prompt_tokens"]
+    assert "all 3 sessions" in last_said and "1 of the sessions had no prices" in last_said
 
 
 def test_a_run_that_goes_on_says_where_the_server_has_another_model(many_rows: Path, tmp_path: Path) -> None:

@@ -59,6 +59,18 @@ def test_another_machine_needs_leave_and_is_named(url, capsys):
     assert told.endswith(" without encryption (http)\n")
 
 
+def test_a_key_that_goes_unencrypted_is_told_too(capsys):
+    url = "http://192.0.2.1:8000/v1"
+    told = "will be sent to 192.0.2.1 without encryption (http), and so will the key"
+    with pytest.raises(UserError) as raised:
+        check_address(url, False, WHAT, key=True)
+    assert f"{told}; if that is meant" in str(raised.value)
+    check_address(url, True, WHAT, key=True)
+    assert capsys.readouterr().err == f"--allow_remote: {WHAT} {told}\n"
+    check_address("https://192.0.2.1/v1", True, WHAT, key=True)
+    assert "key" not in capsys.readouterr().err
+
+
 def test_an_encrypted_address_is_not_called_otherwise(capsys):
     check_address("https://192.0.2.1/v1", True, WHAT)
     assert capsys.readouterr().err == f"--allow_remote: {WHAT} will be sent to 192.0.2.1\n"

@@ -15,6 +15,7 @@ from typing import Any
 from imhi.benchmark import DATASETS
 from imhi.data import DataRoot, LoadedSuite, Row, load_suite, resolve_data_root, sha256_of
 from imhi.engines import ENGINES, Completion, Decoding, Engine, EngineRequest, PreparedEngine, Prompt
+from imhi.engines.usage import total_told
 from imhi.errors import UserError
 from imhi.prompts import DEFAULT_STYLE, STYLES, style_facts, styled, styled_shots
 from imhi.provenance import library_versions
@@ -31,7 +32,8 @@ class GenerationRequest:
 
     `engine` is a key of `imhi.engines.ENGINES`, and `engine_options` are the given flags of its own by name.
     `shots` is the number of examples of every label before a prompt (`imhi.shots`), chosen by `shots_seed`;
-    `prompt_style`, a key of `imhi.prompts.STYLES`, is how both are worded.
+    `prompt_style`, a key of `imhi.prompts.STYLES`, is how both are worded.  `retry_refused`: rows that a server's
+    content filter refused in an earlier session are asked again.
     """
 
     output: Path
@@ -55,6 +57,7 @@ class GenerationRequest:
     shots_seed: int = 0
     prompt_style: str = DEFAULT_STYLE
     max_errors: int = 10
+    retry_refused: bool = False
     overwrite: bool = False
 
 
@@ -68,13 +71,20 @@ class GenerationOutcome:
     failed: list[Completion]
 
     def complaint(self) -> str:
-        """One line about the failed rows."""
-        first = self.failed[0]
-        lasting = all(completion.finish_reason == "no_room" for completion in self.failed)
+        """One line about the failed rows; those that a content filter refused are told apart."""
+        refused = [completion for completion in self.failed if completion.finish_reason == "refused"]
+        others = [completion for completion in self.failed if completion.finish_reason != "refused"]
+        lasting = all(completion.finish_reason == "no_room" for completion in others)
         remedy = "a longer --max_length or another model has room" if lasting else "the same command tries them again"
-        return (
-            f"{len(self.failed)} of {self.rows} rows failed and have an empty answer in {self.folder}, "
-            f"the first {first.id}: {first.error}; {remedy}"
+        told = [
+            (others, "failed", remedy),
+            (refused, "were refused by the server's content filter", "--retry_refused asks them again"),
+        ]
+        return "; ".join(
+            f"{len(rows)} of {self.rows} rows {what} and have an empty answer in {self.folder}, "
+            f"the first {rows[0].id}: {rows[0].error}; {mended}"
+            for rows, what, mended in told
+            if rows
         )
 
 
@@ -100,15 +110,19 @@ def generate_responses(request: GenerationRequest) -> GenerationOutcome:
     configuration = _configuration(request, suite, prepared, shots)
     with open_run(request.output, configuration, overwrite=request.overwrite) as run:
         run.manifest["data_root"] = {"path": str(root.path), "source": root.source, "made_up_samples": root.is_samples}
-        done = run.done
+        settled = _settled(run, request)
         session = {"model": prepared.model, "adapter": prepared.adapter, **prepared.session()}
-        if all(row.id in done for row in suite.rows):
-            say(f"{request.output}: all {len(suite.rows)} rows were generated before; nothing to do")
+        if left := len(settled - run.done):
+            say(f"{left} rows that the server's content filter refused are not asked again (--retry_refused asks them)")
+        if all(row.id in settled for row in suite.rows):
+            before = "all" if not left else f"all but {left} of"
+            say(f"{request.output}: {before} {len(suite.rows)} rows were generated before; nothing to do")
             run.begin_session(session)
             run.finish(suite.rows, {})
+            _say_usage(run)
         else:
-            if done:
-                say(f"{request.output}: going on, {len(done)} of {len(suite.rows)} rows are done")
+            if run.completions:
+                say(f"{request.output}: going on, {len(run.done)} of {len(suite.rows)} rows are done")
                 _say_differences(run.manifest["sessions"], session)
             engine = prepared.load()
             try:
@@ -163,13 +177,14 @@ def _generate_into(
         )
     run.write_manifest()
     started, new_tokens, failures = time.monotonic(), 0, 0
+    settled = _settled(run, request)
 
     def facts(*, stopped: bool = False) -> dict[str, Any]:
         known = {"seconds": round(time.monotonic() - started, 3), "new_tokens": new_tokens}
         # One that counts what is paid for is asked even then; another may have broken down (a cluster without a head).
         return known if stopped and "usage" not in described else {**known, "engine": engine.describe()}
 
-    with progress_bar(len(prompts), "generating", initial=len(run.done)) as bar:
+    with progress_bar(len(prompts), "generating", initial=len(settled)) as bar:
         shown = started
 
         def step(rows: int, tokens: int) -> None:
@@ -179,11 +194,11 @@ def _generate_into(
                 shown = time.monotonic()
                 bar.set_postfix_str(f"{_rate(new_tokens + tokens, started)}, {rows} rows at work")
 
-        refused = {completion.id: completion for completion in run.failed if completion.finish_reason == "no_room"}
+        no_room = {completion.id: completion for completion in run.failed if completion.finish_reason == "no_room"}
         try:
-            for answered in engine.complete(prompts, done=run.done, on_step=step):
+            for answered in engine.complete(prompts, done=settled, on_step=step):
                 # A prompt without room is refused again in every session; once is enough in the journal.
-                group = [completion for completion in answered if refused.get(completion.id) != completion]
+                group = [completion for completion in answered if no_room.get(completion.id) != completion]
                 if not group:
                     continue
                 run.append(group)
@@ -195,16 +210,25 @@ def _generate_into(
                     break
         except (UserError, KeyboardInterrupt):
             run.end_session(suite.rows, facts(stopped=True))
+            _say_usage(run)
             raise
     if failures > request.max_errors:
         run.end_session(suite.rows, facts())
+        _say_usage(run)
+        last = [completion for completion in run.failed if completion.finish_reason == "error"][-1]
         raise UserError(
             f"stopped after {failures} failed rows (--max_errors {request.max_errors}), the last one "
-            f"{run.failed[-1].id}: {run.failed[-1].error}; what was generated is kept in {run.folder}",
+            f"{last.id}: {last.error}; what was generated is kept in {run.folder}",
             code=1,
         )
     run.finish(suite.rows, facts())
     _say_outcome(run, suite)
+    _say_usage(run)
+
+
+def _settled(run: Run, request: GenerationRequest) -> frozenset[str]:
+    """Ids of rows that are not asked in this session."""
+    return run.done if request.retry_refused else run.done | run.refused
 
 
 def _first_prompt(engine: Engine, prompt: Prompt) -> dict[str, Any]:
@@ -293,11 +317,20 @@ def _say_outcome(run: Run, suite: LoadedSuite) -> None:
     for counts in run.counts(suite.rows).values():
         for name, count in counts.items():
             totals[name] += count
+    totals["failed"] -= totals["refused"]
     notes = {
         "empty": "empty answers",
         "length_limited": "answers ended by the length limit",
         "prompt_truncated": "prompts cut to the model's limit",
         "failed": "failed rows",
+        "refused": "rows refused by the server's content filter",
     }
     said = [f"{totals[name]} {what}" for name, what in notes.items() if totals[name]]
     say(f"{totals['done']} answers in {run.folder}" + (": " + ", ".join(said) if said else ""))
+
+
+def _say_usage(run: Run) -> None:
+    """Tokens and cost of all sessions, where there were several; a session's own are told by the engine."""
+    total = run.manifest.get("usage")
+    if total is not None and total["sessions"] > 1:
+        say(total_told(total))

@@ -41,7 +41,13 @@ class Address:
 
 
 def check_address(
-    url: str, allow_remote: bool, what: str, *, flag: str = "--api_base", leave: str = "--allow_remote"
+    url: str,
+    allow_remote: bool,
+    what: str,
+    *,
+    key: bool = False,
+    flag: str = "--api_base",
+    leave: str = "--allow_remote",
 ) -> Address:
     """The parts of a server's URL, once it is clear that `what` may go there.
 
@@ -51,6 +57,7 @@ def check_address(
     allow_remote : whether the user gave leave by `leave` to send posts off this machine; then one line on stderr says
         what goes where.
     what : what will be sent, in words, for the line the user reads ("every prompt, with the post in it").
+    key : whether a key goes along; without encryption the line says that it can be read on the way, too.
     flag : the flag that holds the URL.
 
     Raises
@@ -78,7 +85,9 @@ def check_address(
     port = PORTS[parts.scheme] if port is None else port
     loopback = _is_loopback(host, port, flag)
     if not loopback:
-        line = f"{what} will be sent to {host}" + (" without encryption (http)" if parts.scheme == "http" else "")
+        line = f"{what} will be sent to {host}"
+        if parts.scheme == "http":
+            line += " without encryption (http)" + (", and so will the key" if key else "")
         if not allow_remote:
             raise UserError(f"{flag}: {host} is not this machine, and {line}; if that is meant, add {leave}")
         say(f"{leave}: {line}")

@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from imhi.benchmark import DATASETS
 from imhi.data import Row, write_table, write_text_atomically
 from imhi.engines import Completion
+from imhi.engines.usage import recounted, total_usage
 from imhi.errors import UserError
 from imhi.locks import only_process
 from imhi.provenance import environment, now
@@ -157,14 +159,20 @@ class Run:
     def failed(self) -> list[Completion]:
         return [completion for completion in self.completions.values() if completion.error is not None]
 
+    @property
+    def refused(self) -> frozenset[str]:
+        """Ids of failed rows that a server's content filter refused: asked again they would be paid for again."""
+        return frozenset(completion.id for completion in self.failed if completion.finish_reason == "refused")
+
     def begin_session(self, facts: dict[str, Any]) -> None:
-        """Record that this process works on the run: environment, device, batch plan, rows found done."""
+        """Record that this process works on the run: environment, device, batch plan, rows and records found."""
         if self._overwrite:
             self._discard()
             self._overwrite = False
-        self.manifest["sessions"].append(
-            {**environment(), "started": now(), "ended": None, "rows_found_done": len(self.done), **facts}
-        )
+        records = sum(1 for _ in self._journal_lines())
+        self._recount_killed_sessions(records)
+        found = {"rows_found_done": len(self.done), "records_found": records}
+        self.manifest["sessions"].append({**environment(), "started": now(), "ended": None, **found, **facts})
         self.write_manifest()
 
     def append(self, completions: Sequence[Completion]) -> None:
@@ -193,18 +201,21 @@ class Run:
         return paths
 
     def end_session(self, rows: Sequence[Row], facts: dict[str, Any]) -> None:
-        """Close the open session in the manifest: end time, counts, facts known only now."""
+        """Close the open session in the manifest: end time, counts, usage of all sessions, facts known only now."""
         self.manifest["sessions"][-1].update(ended=now(), **facts)
         self.manifest["counts"] = self.counts(rows)
-        done = self.done
-        complete = all(row.id in done for row in rows)
+        if (usage := total_usage(self.manifest["sessions"])) is not None:
+            self.manifest["usage"] = usage
+        settled = self.done | self.refused
+        complete = all(row.id in settled for row in rows)
         self.manifest["ended"] = (self.manifest.get("ended") or now()) if complete else None
         self.write_manifest()
 
     def counts(self, rows: Iterable[Row]) -> dict[str, dict[str, int]]:
-        """Per dataset: rows, done, failed, empty, ended by a limit, prompts cut, and tokens."""
+        """Per dataset: rows, done, failed, of these refused, empty, ended by a limit, prompts cut, and tokens."""
         counts: dict[str, dict[str, int]] = {}
-        keys = ("rows", "done", "failed", "empty", "length_limited", "prompt_truncated", "prompt_tokens", "new_tokens")
+        keys = ["rows", "done", "failed", "refused", "empty", "length_limited", "prompt_truncated"]
+        keys += ["prompt_tokens", "new_tokens"]
         for row in rows:
             count = counts.setdefault(row.dataset, dict.fromkeys(keys, 0))
             count["rows"] += 1
@@ -213,6 +224,7 @@ class Run:
                 continue
             failed = completion.error is not None
             count["failed"] += failed
+            count["refused"] += completion.finish_reason == "refused"
             count["done"] += not failed
             count["empty"] += not failed and not completion.text
             count["length_limited"] += completion.finish_reason == "length"
@@ -246,6 +258,24 @@ class Run:
                     handle.truncate(whole)
         return completions
 
+    def _journal_lines(self) -> Iterator[bytes]:
+        path = self.folder / JOURNAL
+        if path.exists():
+            with path.open("rb") as lines:
+                yield from lines
+
+    def _recount_killed_sessions(self, records: int) -> None:
+        """Usage from the journal for sessions that never came to write down their own."""
+        sessions = self.manifest["sessions"]
+        ends = [session.get("records_found") for session in sessions[1:]] + [records]
+        # Without an earlier session there is an end and no begin.
+        for session, end in zip(sessions, ends, strict=False):
+            usage, begin = session.get("engine", {}).get("usage"), session.get("records_found")
+            known = None not in (usage, begin, end) and "from_journal" not in usage
+            if session["ended"] is None and known:
+                lines = islice(self._journal_lines(), begin, end)
+                session["engine"]["usage"] = recounted(usage, map(json.loads, lines))
+
     def _discard(self) -> None:
         """Remove what an earlier run, its labels and its scores left in the folder, and nothing else."""
         names = [
@@ -259,6 +289,7 @@ class Run:
             *(f"{name}.csv" for name in DATASETS),
         ]
         names += [f"scores/{name}.csv" for name in DATASETS]
+        names += [str(path.relative_to(self.folder)) for path in self.folder.glob("scores/*.jsonl")]
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
 

@@ -1,7 +1,8 @@
 """Scores of a folder of responses: ``scores.json`` and ``scores/DATASET.csv`` beside them.
 
 After every metric on every dataset both files are replaced in one step each, so that a crash loses at most the
-values in flight.  A value is computed again only where its signature or its texts changed.
+values in flight, and of those that a server is asked for not even these (`imhi.metrics.value_journal`).  A value is
+computed again only where its signature or its texts changed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from imhi.errors import UserError
 from imhi.locks import only_process
 from imhi.metrics import METRICS
 from imhi.metrics.base import Metric, digest_of
+from imhi.metrics.value_journal import Unscored, values_kept
 from imhi.talk import progress_bar, say, table
 
 __all__ = [
@@ -136,7 +138,8 @@ def score_folder(
     metrics : from `imhi.metrics.METRICS`; what they need is checked when they are made.
     datasets : only these; all files present otherwise.
     target : "response" (whole texts, as published) or "explanation" (after ``Reasoning:``).
-    overwrite : compute values again that are there already.
+    overwrite : compute values again that are there already; those that a server gave to a scoring that did not come to
+        its end are used all the same.
 
     Returns
     -------
@@ -145,7 +148,8 @@ def score_folder(
     Raises
     ------
     UserError
-        An unreadable file, a value that is not finite, a row that alone does not fit in memory.
+        An unreadable file, a value that is not finite, a row that alone does not fit in memory; rows that got no value,
+        once all other datasets and metrics are scored.
     """
     found, stray = response_files(folder, datasets)
     stray = [name for name in stray if name not in OWN_NAMES]
@@ -155,6 +159,7 @@ def score_folder(
     texts = [Texts.of(read_responses(DATASETS[name], path), target) for name, path in found.items()]
     read_scores(folder)
     results: Entries = {text.dataset: {} for text in texts}
+    unscored = []
     for metric in metrics:
         kept, todo = [], []
         for text in texts:
@@ -173,9 +178,17 @@ def score_folder(
         with progress_bar(sum(len(text.golds) for text in todo), metric.name) as bar:
             for text in todo:
                 bar.set_description(f"{metric.name} {text.dataset}")
-                entry, row_values = _compute(metric, text, bar.update)
-                _store(folder, metric, text, target, entry, row_values)
+                journal = f"{row_column(metric.name, target)}.{text.dataset}"
+                try:
+                    with values_kept(metric, _rows_folder(folder), journal):
+                        entry, row_values = _compute(metric, text, bar.update)
+                        _store(folder, metric, text, target, entry, row_values)
+                except Unscored as error:
+                    unscored.append(f"{text.dataset}: {error}")
+                    continue
                 results[text.dataset][metric.name] = entry
+    if unscored:
+        raise UserError(" | ".join(unscored), code=1)
     return results
 
 

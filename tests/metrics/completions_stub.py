@@ -10,6 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from imhi.metrics.gptscore import GptScore
+from imhi.metrics.self_test import PROBES, self_test
+from imhi.metrics.server_logprobs import CompletionServer
+from imhi.remote import check_address
+
 # What a request meets in place of an answer: gets the handler, returns whether it answered.
 Trouble = Callable[[BaseHTTPRequestHandler, dict[str, Any]], bool]
 
@@ -21,6 +26,9 @@ class CompletionsStub:
     "openai": no token before the text, offsets right, parts of characters as ``bytes:\\x..``.
     "parts": parts of characters as replacement characters, no offsets.
     "ignores echo", "new only", "no logprobs", "shifted", "shifted values", "wrong": the faults of these names.
+    "last right": "wrong" but for the last token.  "start valued": the token that begins a text has a value.
+    "first certain", "first too probable", "first of another": the value of the first token of a text is 0, or more than
+    that of the most probable one, or all there are those of another place.
     "refuses 0": HTTP 400 for max_tokens 0.  "0 is no limit": three new tokens for max_tokens 0.
     """
 
@@ -34,6 +42,8 @@ class CompletionsStub:
         self.headers: list[dict[str, str]] = []
         self.troubles: list[Trouble] = []
         self.dies_after: int | None = None
+        # Texts with these words get an answer whose tokens are not theirs.
+        self.spoils: str | None = None
         self._lock = threading.Lock()
 
     @contextmanager
@@ -96,6 +106,8 @@ class CompletionsStub:
         echoed = body.get("echo") and self.manner != "ignores echo"
         text = (prompt if echoed else "") + self.tokenizer.decode(new)
         shown = range(len(ids) + len(new)) if echoed and self.manner != "new only" else range(len(ids), len(ids + new))
+        if self.spoils is not None and self.spoils in prompt:
+            ids = [*ids[:1], *reversed(ids[1:])]
         logprobs = None if self.manner == "no logprobs" else self._logprobs([*ids, *new], rows, shown)
         return 200, {
             "choices": [{"index": 0, "text": text, "logprobs": logprobs, "finish_reason": "length"}],
@@ -127,6 +139,18 @@ class CompletionsStub:
             values, tops = [None, *values[:-1]], [None] * len(values)
         if self.manner == "wrong" and len(shown) > 1:
             values = [value if value is None else value - 1.5 for value in values]
+        if self.manner == "last right" and shown.start == 0:
+            values = [None if value is None else value - 1.5 for value in values[:-1]] + values[-1:]
+        if self.manner == "start valued" and shown.start == 0:
+            values[0] = 0.0
+        if len(shown) > 2 and shown.start == 0:
+            if self.manner == "first certain":
+                values[1] = 0.0
+            if self.manner == "first too probable":
+                values[1], tops[1] = max(rows[0]) + 0.5, {}
+            if self.manner == "first of another":
+                best = max(range(len(rows[0])), key=rows[0].__getitem__)
+                values[1], tops[1] = values[1] - 1.0, {self.tokenizer.decode([best]): rows[0][best] - 1.0}
         tokens, offsets = self._texts(ids)
         kept = [at for at in shown if not (self.manner == "openai" and ids[at] == self.tokenizer.bos_token_id)]
         first = shown.start
@@ -190,3 +214,30 @@ def half(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> bool:
 def garbled(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> bool:
     send(handler, 200, b"<html>busy</html>")
     return True
+
+
+# --- its clients ------------------------------------------------------------------------------------------------------
+
+
+def metric_of(url: str, **options: Any) -> GptScore:
+    """A GPT-score by that server, which waits hardly at all after failures."""
+    metric = GptScore(api_base=url, api_model="tiny", **options)
+    metric._there.server.first_pause = 0.001
+    return metric
+
+
+def server_of(url: str, **options: float) -> CompletionServer:
+    options = {"first_pause": 0.001, **options}
+    return CompletionServer(check_address(url, False, "nothing"), "tiny", **options)
+
+
+def echoes(stub: CompletionsStub) -> list[dict[str, Any]]:
+    """Requests but those of the test before the scores."""
+    return [body for body in stub.requests if body["echo"] and not body["prompt"].startswith(PROBES)]
+
+
+def behind_its_test(metric: GptScore) -> GptScore:
+    """The metric, its server's test behind it."""
+    self_test(metric._there.server)
+    metric._there._tested = True
+    return metric

@@ -90,3 +90,35 @@ def test_a_pair_is_told_of_once_all_its_cases_are_there():
     tally.finished("b")
     tally.finished("b")
     assert told == [1, 1, 1]
+
+
+def save_gpt2(folder, tiny_llama):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny_llama))
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=64, n_layer=4, n_head=4)
+    GPT2LMHeadModel(config).save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_half_precision_adds_up_in_float32(kind, dtype, tiny_llama, tmp_path):
+    """What layers add to, norms and logits are float32; matrices are held, and multiplied, in half precision."""
+    folder = str(tiny_llama if kind == "llama" else save_gpt2(tmp_path / "gpt2", tiny_llama))
+    sequences = [([0, at], [(at * step) % 90 for step in range(1, 60)]) for at in range(1, 21)]
+    exact = nats_of(CausalScorer(folder, metric="test", device="cpu", dtype="float32"), sequences)
+    mixed = CausalScorer(folder, metric="test", device="cpu", dtype=dtype)
+    model = mixed.generator.model
+    last_norm = model.model.norm if kind == "llama" else model.transformer.ln_f
+    matrix = model.model.layers[0].mlp.up_proj if kind == "llama" else model.transformer.h[0].mlp.c_fc
+    seen = set()
+    last_norm.register_forward_hook(lambda _, given, out: seen.update({("norm", given[0].dtype), ("norm", out.dtype)}))
+    matrix.register_forward_hook(lambda _, given, out: seen.add(("matrix", out.dtype)))
+    model.get_output_embeddings().register_forward_hook(lambda _, given, out: seen.add(("head", out.dtype)))
+    assert nats_of(mixed, sequences) == pytest.approx(exact, rel=5e-3)
+    half = getattr(torch, dtype)
+    assert seen == {("norm", torch.float32), ("matrix", half), ("head", torch.float32)}
+    assert matrix.weight.dtype == half and mixed.precision == f"{dtype}+float32"

@@ -137,13 +137,35 @@ def test_a_token_across_the_boundary_counts_and_none_before_it(tiny_llama):
     assert apart == len(tokenizer(" Yes. Reasoning: They cannot sleep.", add_special_tokens=False)["input_ids"])
 
 
-def test_an_empty_text_that_is_read_and_one_that_is_scored(tiny_llama):
-    metric = GptScore(str(tiny_llama), direction="both")
+def test_an_empty_text_that_is_read_and_an_empty_gold_that_is_scored(tiny_llama):
+    metric = GptScore(str(tiny_llama))
     rows = metric.statistics(["", "words", ""], ["words", "", ""])
     value, counted = one_by_one(metric, "", "words")
-    assert rows[0] == (pytest.approx(-value * counted, abs=1e-4), counted, 0.0, 0)
-    assert rows[1][:2] == (0.0, 0) and rows[2] == (0.0, 0, 0.0, 0)
+    assert rows == [(pytest.approx(-value * counted, abs=1e-4), counted), (0.0, 0), (0.0, 0)]
     assert metric.row_values(rows)["gpt_score"] == [pytest.approx(value, abs=1e-5), 0.0, 0.0]
+
+
+@pytest.mark.parametrize("direction", ["ref-to-hypo", "both"])
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_answer_without_text_is_scored_as_the_published_script_reads_it(tiny_llama, direction, answer):
+    """Of no tokens the mean would be 0, the best value there is."""
+    metric = GptScore(str(tiny_llama), direction=direction)
+    found = metric.row_values(metric.statistics([answer], GOLDS[:1]))
+    expected = one_by_one(metric, GOLDS[0], "nan")[0]
+    assert found["gpt_score_reverse"] == [pytest.approx(expected, abs=1e-5)]
+    if direction == "both":
+        read = one_by_one(metric, answer, GOLDS[0])[0]
+        assert found["gpt_score"] == [pytest.approx(read, abs=1e-5)]
+
+
+def test_by_a_server_an_answer_without_text_scores_what_it_scores_here(tiny_llama):
+    from completions_stub import CompletionsStub, metric_of
+
+    here = GptScore(str(tiny_llama), direction="both").statistics(["", "\n"], GOLDS[:2])
+    with CompletionsStub(tiny_llama).running() as url:
+        there = metric_of(url, direction="both").statistics(["", "\n"], GOLDS[:2])
+    for row, expected in zip(there, here, strict=True):
+        assert row == pytest.approx(expected, abs=1e-4)
 
 
 def test_without_a_token_before_a_text_the_first_one_does_not_count(tmp_path):
@@ -223,6 +245,8 @@ def test_the_signature_holds_all_that_the_values_depend_on(tiny_llama):
     ]
     assert len({one, *(str(other.signature) for other in others)}) == 4
     assert str(GptScore(str(tiny_llama), template="coverage", batch_size=3).signature) == one
+    # The rule for answers without text stands where it matters, and nowhere else.
+    assert "|empty_answer:nan|" in str(others[1].signature) and "empty_answer" not in one
 
 
 @pytest.mark.parametrize(
@@ -326,3 +350,15 @@ def test_a_real_model_prefers_an_explanation_of_the_same_post():
     found = metric.row_values(metric.statistics([about, apart, gold], [gold] * 3))["gpt_score"]
     assert found[1] < found[0] < found[2] < 0
     assert str(metric.signature).startswith("gpt_score|model:embedded:smollm2|weights:")
+
+
+def test_to_a_real_model_no_answer_is_worse_than_any():
+    golds = [
+        "Yes. Reasoning: The poster skips meals because the landlord raised the rent.",
+        "No. Reasoning: The post is about a football match of last weekend.",
+    ]
+    answers = ["Yes. Reasoning: They write that the rent went up.", "no", "Wallpaper banana? 17", "maybe so :("]
+    metric = METRICS["gpt_score"](direction="ref-to-hypo")
+    for gold in golds:
+        *given, none = metric.row_values(metric.statistics([*answers, ""], [gold] * 5))["gpt_score_reverse"]
+        assert none < min(given)

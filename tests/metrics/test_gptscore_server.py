@@ -113,5 +113,9 @@ def test_a_vllm_server_s_values_are_those_of_the_model_here(vllm_python, pairs, 
         abs(one - other)
         for one, other in zip(there.row_values(found)["gpt_score"], here.row_values(expected)["gpt_score"], strict=True)
     ]
-    say(f"{dtype}: {len(apart)} pairs, {max(apart):.2e} apart at most, {sum(apart) / len(apart):.2e} in the mean")
-    assert max(apart) <= allowed
+    real, made_up = apart[:PAIRS], apart[PAIRS:]
+    say(f"{dtype}: {PAIRS} pairs, {max(real):.2e} apart at most, {sum(real) / PAIRS:.2e} in the mean; made-up ones")
+    say(f"{dtype}: {', '.join(f'{value:.2e}' for value in made_up)}")
+    assert max(real) <= allowed
+    # A score of two tokens, as some of these are, has what either side rounds in one of them.
+    assert max(made_up) <= 5 * allowed

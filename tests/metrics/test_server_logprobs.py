@@ -1,4 +1,4 @@
-"""Scores from a server on loopback whose log-probabilities are a tiny model's: right, at fault, failing, dying."""
+"""Scores from a server on loopback whose log-probabilities are a tiny model's: right, failing, silent about texts."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import email.utils
 import logging
 import time
 import traceback
-from pathlib import Path
 
 import pytest
 import torch
-from completions_stub import CompletionsStub, failing, garbled, half
+from completions_stub import CompletionsStub, behind_its_test, echoes, failing, garbled, half, metric_of, server_of
 
-from imhi.data import write_table
 from imhi.errors import UserError
 from imhi.metrics import server_logprobs
 from imhi.metrics.gptscore import GptScore
-from imhi.metrics.server_logprobs import PROBES, CompletionServer, Unanswered
-from imhi.remote import check_address
-from imhi.scoring import read_scores, score_folder
+from imhi.metrics.server_logprobs import GaveUp, Unanswered
 
 GENERATED = [
     "Yes. Reasoning: They cannot sleep and see no way out.",
@@ -44,22 +40,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def metric_of(url: str, **options: object) -> GptScore:
-    metric = GptScore(api_base=url, api_model="tiny", **options)
-    metric._server.first_pause = 0.001
-    return metric
-
-
-def server_of(url: str, **options: float) -> CompletionServer:
-    options = {"first_pause": 0.001, **options}
-    return CompletionServer(check_address(url, False, "nothing"), "tiny", **options)
-
-
-def echoes(stub: CompletionsStub) -> list[dict]:
-    """Requests but those of the test before the scores."""
-    return [body for body in stub.requests if body["echo"] and not body["prompt"].startswith(PROBES)]
 
 
 # --- right servers ----------------------------------------------------------------------------------------------------
@@ -110,71 +90,74 @@ def test_the_self_test_is_made_once(tiny_llama):
     assert before > 3 and len(stub.requests) == before + 1
 
 
-# --- servers at fault -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("manner", "message"),
-    [
-        ("ignores echo", "it ignores echo"),
-        ("new only", "it echoes the text, but gives log-probabilities of new tokens only"),
-        ("no logprobs", r"it gives no log-probabilities \(logprobs\)"),
-        ("shifted", "are shifted by one token"),
-        ("shifted values", "are shifted by one token"),
-        ("wrong", r"log-probability is -\d.* when it is chosen and -\d.* when it is echoed \(more than 0.05 apart\)"),
-    ],
-)
-def test_a_server_at_fault_is_refused_before_any_text_is_sent(tiny_llama, manner, message):
-    stub = CompletionsStub(tiny_llama, manner)
-    expected = f"--gpt_api_base: 127.0.0.1:.* cannot score texts: .*{message}"
-    with stub.running() as url, pytest.raises(UserError, match=expected) as raised:
-        metric_of(url).statistics(GENERATED, GOLDS)
-    assert "\n" not in str(raised.value) and raised.value.code == 1
-    assert not echoes(stub)
-
-
-def test_a_server_that_answers_no_prompt_with_a_whole_token_cannot_be_tested(tiny_llama, monkeypatch):
-    stub = CompletionsStub(tiny_llama)
-    monkeypatch.setattr(stub.tokenizer, "decode", lambda ids: "\n")
-    with stub.running() as url, pytest.raises(UserError, match=r"could not be tested: of \d+ made-up prompts, 0"):
-        server_of(url).self_test()
-
-
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-class NoWait:
-    """In place of the event that ends a pause: keeps what is waited for, and waits not at all."""
+class Clock:
+    """In place of the clock, and of the event that ends a pause: keeps what is waited for, and waits not at all."""
 
     def __init__(self) -> None:
+        self.now = 1000.0
         self.waited: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return time.time()
 
     def wait(self, seconds: float) -> bool:
         self.waited.append(seconds)
+        self.now += seconds
         return False
 
     def is_set(self) -> bool:
         return False
 
 
-def test_retry_after_is_honoured_in_seconds_and_as_a_date(tiny_llama):
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(server_logprobs, "time", clock)
+    return clock
+
+
+def test_retry_after_is_honoured_in_seconds_and_as_a_date(tiny_llama, clock, capsys):
     stub = CompletionsStub(tiny_llama)
     date = email.utils.formatdate(time.time() + 20, usegmt=True)
     stub.troubles = [failing(429, Retry_After="7"), failing(503, Retry_After=date), failing(429, Retry_After="soon")]
     with stub.running() as url:
         server = server_of(url)
-        server._stopped = NoWait()
+        server._stopped = clock
         server.nats("They sleep.", 5)
-    first, second, third = server._stopped.waited
+    first, second, third = clock.waited
     assert first == 7 and 17 < second <= 20 and third < 1
     assert server.retries == 3
+    assert capsys.readouterr().err.count("asks to wait") == 1
+
+
+def test_what_one_thread_is_asked_to_wait_all_wait(tiny_llama, clock):
+    stub = CompletionsStub(tiny_llama)
+    stub.troubles = [failing(429, Retry_After="1800")]
+    with stub.running() as url:
+        server = server_of(url, attempts=1)
+        server._stopped = clock
+        with pytest.raises(GaveUp, match="HTTP 429"):
+            server.nats("They sleep.", 5)
+        assert clock.waited == []
+        # As from another thread: it has not been told itself.
+        server.nats("They wake.", 5)
+        server.nats("They rise.", 5)
+    assert clock.waited == [1800]
 
 
 def test_a_wait_of_hours_ends_the_scoring(tiny_llama):
     stub = CompletionsStub(tiny_llama)
     stub.troubles = [failing(429, Retry_After="7200")]
-    with stub.running() as url, pytest.raises(Unanswered, match=r"HTTP 429 \(Too Many Requests\), and it asks to wait"):
+    expected = r"HTTP 429 \(Too Many Requests\), and it asks to wait 7200 s"
+    with stub.running() as url, pytest.raises(Unanswered, match=expected) as raised:
         server_of(url).nats("They sleep.", 5)
+    assert raised.type is Unanswered
 
 
 @pytest.mark.parametrize("trouble", [failing(500), half, garbled], ids=["500", "half", "garbled"])
@@ -188,17 +171,17 @@ def test_passing_failures_pass(tiny_llama, trouble):
         assert len(stub.requests) == 4
 
 
-def test_failures_are_retried_a_limited_number_of_times_with_longer_and_longer_pauses(tiny_llama):
+def test_failures_are_retried_a_limited_number_of_times_with_longer_and_longer_pauses(tiny_llama, clock):
     """The published code retries for ever."""
     stub = CompletionsStub(tiny_llama)
     stub.troubles = [failing(500)] * 100
     with stub.running() as url:
         server = server_of(url, first_pause=0.5, attempts=6)
-        server._stopped = NoWait()
-        with pytest.raises(Unanswered, match=r"HTTP 500 \(Internal Server Error\), 6 times"):
+        server._stopped = clock
+        with pytest.raises(GaveUp, match=r"HTTP 500 \(Internal Server Error\), 6 times"):
             server.nats("They sleep.", 5)
     assert len(stub.requests) == 6
-    assert all(2**n / 4 <= waited <= 2**n / 2 for n, waited in enumerate(server._stopped.waited))
+    assert all(2**n / 4 <= waited <= 2**n / 2 for n, waited in enumerate(clock.waited))
 
 
 @pytest.mark.parametrize(
@@ -269,56 +252,6 @@ def test_no_server_at_all_is_one_line():
         metric_of("http://127.0.0.1:9/v1").statistics(["a"], ["b"])
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("DR", "SAD"):
-        rows = [(f"{gold} {name}", read) for gold, read in zip(GOLDS, GENERATED, strict=True)]
-        write_table(folder / f"{name}.csv", ["goldens", "generated_text"], rows)
-    return folder
-
-
-def test_a_server_that_dies_costs_only_the_dataset_at_work(tiny_llama, run, capsys):
-    stub = CompletionsStub(tiny_llama)
-    with stub.running() as url:
-        metric = metric_of(url)
-        metric._server.self_test()
-        metric._tested = True
-        # In the middle of the second dataset.
-        stub.dies_after = len(stub.requests) + 7
-        with pytest.raises(UserError, match=r"gave no value for \d of 5 texts \(.*\); nothing is lost") as raised:
-            score_folder(run, [metric])
-        assert raised.value.code == 1 and "\n" not in str(raised.value)
-        assert list(read_scores(run)["response"]) == ["DR"]
-        stub.dies_after = None
-        before = len(stub.requests)
-        results = score_folder(run, [metric])
-        assert len(stub.requests) == before + 5
-    assert "kept from before for DR" in capsys.readouterr().err
-    local = GptScore(str(tiny_llama))
-    for name in ("DR", "SAD"):
-        golds = [f"{gold} {name}" for gold in GOLDS]
-        expected = local.values(local.statistics(GENERATED, golds))
-        assert results[name]["gpt_score"]["values"] == pytest.approx(expected, abs=1e-4)
-
-
-def test_an_interrupt_ends_the_requests(tiny_llama):
-    stub = CompletionsStub(tiny_llama)
-    with stub.running() as url:
-        metric = metric_of(url)
-
-        def interrupted(rows: int) -> None:
-            if rows:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            metric.statistics([str(n) for n in range(200)], ["They cannot sleep at all."] * 200, interrupted)
-        # What is left was never asked; the metric can be used again.
-        assert len(echoes(stub)) < 100
-        assert metric.statistics(["a"], ["They sleep."])
-
-
 def test_a_text_longer_than_the_server_s_model_loses_the_beginning_of_what_is_read(tiny_llama, capsys):
     stub = CompletionsStub(tiny_llama, limit=60)
     long = "Nothing. " * 60 + "They cannot sleep."
@@ -342,16 +275,14 @@ def test_no_text_and_no_key_is_in_logs_and_errors(tiny_llama, monkeypatch, caplo
     stub = CompletionsStub(tiny_llama)
     told = ""
     with caplog.at_level(logging.DEBUG), stub.running() as url:
-        metric = metric_of(url, api_key_env="IMHI_TEST_KEY")
-        metric._server.self_test()
-        metric._tested = True
+        metric = behind_its_test(metric_of(url, api_key_env="IMHI_TEST_KEY"))
         stub.troubles = list(troubles)
         try:
             metric.statistics(GENERATED, GOLDS)
         except UserError as error:
             told = "".join(traceback.format_exception(error))
         told += str(metric.signature) + str(metric.run_facts) + metric.note
-    assert bool(troubles) == ("gave no value" in told)
+    assert bool(troubles) == ("gave no value" in told or "gives no values" in told)
     captured = capfd.readouterr()
     for text in [SECRET, "poster", "recipe", "Reasoning"]:
         assert text not in told + caplog.text + captured.out + captured.err

@@ -91,6 +91,11 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_errors", type=int, default=10, help="stop after more than this many failed rows (default 10)"
     )
+    parser.add_argument(
+        "--retry_refused",
+        action="store_true",
+        help="ask again what a server's content filter refused in an earlier session",
+    )
     parser.add_argument("--overwrite", action="store_true", help="discard an earlier run in the same folder")
 
 
@@ -132,6 +137,7 @@ def generation_request(arguments: argparse.Namespace, output: Path) -> Generatio
         shots_seed=arguments.shots_seed or 0,
         prompt_style=arguments.prompt_style,
         max_errors=arguments.max_errors,
+        retry_refused=arguments.retry_refused,
         overwrite=arguments.overwrite,
     )
 

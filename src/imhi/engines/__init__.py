@@ -82,7 +82,7 @@ class Completion:
     text : the new text alone, without special tokens, stripped of surrounding white space.
     prompt_tokens, new_tokens : counts; `new_tokens` leaves out the end-of-sequence token.
     finish_reason : "stop" (the model ended), "length" (a limit ended it), "no_room" (the prompt alone fills the
-        model) or "error".
+        model), "refused" (a server's content filter took the prompt or the answer away) or "error".
     prompt_truncated : whether the prompt was cut to the model's limit (encoder-decoders only).
     error : what went wrong, if something did; then `text` is empty.
     """

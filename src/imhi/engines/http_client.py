@@ -55,6 +55,16 @@ PASSING = {408, 409, 425, 429}
 # Of these, and every 5xx: signs that the server has more to do than it can.
 CROWDED = {408, 429}
 NO_CREDIT = {"insufficient_quota", "billing_hard_limit_reached"}
+# A content filter that turns a prompt away: the codes of OpenAI, Azure and DashScope (400), OpenRouter (403)...
+REFUSED = {"content_filter", "content_policy_violation", "data_inspection_failed", "DataInspectionFailed"}
+# ... and the words of those that have no code of its own for it: OpenAI's reasoning models, LiteLLM, DeepSeek, DashScope.
+REFUSED_WORDS = (
+    "violating our usage policy",
+    "content management policy",
+    "ContentPolicyViolationError",
+    "Content Exists Risk",
+    "may contain inappropriate content",
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class Fault(Exception):
 
     Attributes
     ----------
-    cause : a short name, for counts: a status, "timeout", "broken_off", "malformed" and so on.
+    cause : a short name, for counts: a status, "timeout", "broken_off", "malformed", "content_filter" and so on.
     said : what happened, in words for the user; holds neither key nor post.
     code : the server's own code for it, where it has one ("context_length_exceeded").
     again : whether another try may help.
@@ -197,6 +207,10 @@ class HttpClient:
         words = self._harmless(words, payload)
         if status in (402, 429) and code in NO_CREDIT:
             return Fault(str(status), f"{told}: {REMEDIES[402]}", stops=True)
+        if (status in (400, 403) and code in REFUSED) or (status == 400 and any(one in words for one in REFUSED_WORDS)):
+            # It meets this prompt alone, a 403 too, which otherwise stands for a key that may not do this.
+            words = "" if status == 403 else words
+            return Fault("content_filter", f"{told} by its content filter{words}", code=code, again=False)
         if status in REMEDIES:
             # What a server says of a refused key may hold parts of the key.
             words = "" if status in (401, 403) else words
@@ -277,7 +291,10 @@ def _parsed(raw: bytes) -> Any:
 
 
 def _words(raw: bytes) -> tuple[str, str]:
-    """(code, message) of an error body in the wordings of OpenAI, vLLM, llama.cpp and FastAPI; "" where there is none."""
+    """(code, message) of an error body in the wordings of OpenAI, vLLM, llama.cpp and FastAPI; "" where there is none.
+
+    Where the cause lies one level deeper (Azure, OpenRouter), the code is OpenAI's for the same.
+    """
     try:
         body = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -297,7 +314,16 @@ def _words(raw: bytes) -> tuple[str, str]:
         told = "; ".join(
             f"{'.'.join(map(str, place))}: {entry.get('msg')}" for place, entry in zip(places, entries, strict=True)
         )
-    return str(error.get("code") or ""), _line(told) if isinstance(told, str) else ""
+    code = "content_policy_violation" if _is_flagged(error) else str(error.get("code") or "")
+    return code, _line(told) if isinstance(told, str) else ""
+
+
+def _is_flagged(error: Mapping[str, Any]) -> bool:
+    """Whether an error body says beneath its code that a content filter acted."""
+    azure, openrouter = error.get("innererror"), error.get("metadata")
+    return (isinstance(azure, dict) and azure.get("code") == "ResponsibleAIPolicyViolation") or (
+        isinstance(openrouter, dict) and "flagged_input" in openrouter
+    )
 
 
 def _line(text: str) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from imhi.engines import Completion, Decoding, EngineRequest, OnStep, Prompt
 from imhi.engines.prompt_ids import chat_turns, raw_text
+from imhi.engines.usage import cost_of
 from imhi.errors import UserError
 from imhi.provenance import library_versions
 from imhi.remote import check_address, read_key
@@ -39,6 +40,8 @@ APIS = {"chat": "chat/completions", "completions": "completions"}
 DEFAULT_KEY = "OPENAI_API_KEY"
 # finish_reason of the protocol → of a completion; an answer with any other is an error.
 FINISH = {"stop": "stop", "length": "length"}
+# What its content filter left of an answer is no answer, and is the same when the row is asked again.
+FILTERED = "content_filter"
 # A prompt that alone fills the model: OpenAI's code, and vLLM's and llama.cpp's words.
 NO_ROOM_CODES = {"context_length_exceeded"}
 NO_ROOM_WORDS = ("maximum context length", "context size", "maximum model length")
@@ -100,7 +103,7 @@ class OpenAIEngine:
         return {
             "server": self.identity,
             "answered_by": {name: list(seen) for name, seen in self._seen.items()},
-            "usage": {**self.usage, **self._cost()},
+            "usage": self._usage(),
             "traffic": asdict(self.traffic),
             "client": library_versions(("aiohttp",)),
         }
@@ -116,8 +119,8 @@ class OpenAIEngine:
     ) -> Iterator[list[Completion]]:
         """Completions as they come, in groups.
 
-        A failed row comes only when no request is under way, so that a caller who stops there leaves behind nothing
-        that was paid for.  Ctrl-C while this waits, and what ends the run (a refused key), first hand over what is
+        A row that failed by an error comes only when no request is under way, so that a caller who stops there leaves
+        behind nothing that was paid for.  Ctrl-C while this waits, and what ends the run (a refused key), first hand over what is
         under way.
 
         Raises
@@ -133,7 +136,7 @@ class OpenAIEngine:
             ((prompt, self.payload(prompt)) for prompt in prompts if prompt.id not in done),
             read=self._completion,
             give_up=_given_up,
-            failed=lambda completion: completion.error is not None,
+            failed=lambda completion: completion.finish_reason == "error",
             limits=self.limits,
             traffic=self.traffic,
         )
@@ -173,14 +176,15 @@ class OpenAIEngine:
             raise Fault("no_choice", f"the answer has {found} choices, where one is expected")
         # Before anything is found wrong with the answer: it is paid for whatever is in it.
         prompt_tokens, new_tokens = self._count(body.get("usage"))
-        text = _text(choices[0], chat=self.served.api == "chat")
+        reason = choices[0].get("finish_reason")
+        text = "" if reason == FILTERED else _text(choices[0], chat=self.served.api == "chat")
         for name, seen in self._seen.items():
             if len(seen) < MOST_NAMES and isinstance(body.get(name), str):
                 seen[body[name][:100]] = None
-        reason = choices[0].get("finish_reason")
         if not isinstance(reason, str) or reason not in FINISH:
             error = f"the server ended the answer by finish_reason {reason!r:.60}"
-            return Completion(prompt.id, "", prompt_tokens, new_tokens, "error", error=error)
+            how = "refused" if reason == FILTERED else "error"
+            return Completion(prompt.id, "", prompt_tokens, new_tokens, how, error=error)
         return Completion(prompt.id, text, prompt_tokens, new_tokens, FINISH[reason])
 
     def _count(self, usage: Any) -> tuple[int, int]:
@@ -194,16 +198,15 @@ class OpenAIEngine:
         self.usage["completion_tokens"] += new_tokens
         return prompt_tokens, new_tokens
 
-    def _cost(self) -> dict[str, Any]:
-        """The session's cost at the given prices; what a discount for cached prompts would save is not taken off."""
-        price_in, price_out = self.served.price_in, self.served.price_out
-        if price_in is None or price_out is None:
-            return {}
-        cost = (self.usage["prompt_tokens"] * price_in + self.usage["completion_tokens"] * price_out) / 1e6
-        return {"price_in": price_in, "price_out": price_out, "cost": round(cost, 6)}
+    def _usage(self) -> dict[str, Any]:
+        """The session's usage (`imhi.engines.usage`)."""
+        used = {**self.usage, "price_in": self.served.price_in, "price_out": self.served.price_out}
+        cost = cost_of(used)
+        return dict(self.usage) if cost is None else {**used, "cost": float(cost)}
 
     def _say_totals(self) -> None:
-        cost = f", cost {self._cost()['cost']:.4g}" if self._cost() else ""
+        used = self._usage()
+        cost = f", cost {used['cost']:.4g}" if "cost" in used else ""
         retries = ", ".join(f"{cause} {count}" for cause, count in sorted(self.traffic.retries.items()))
         say(
             f"{self.server.address.host}: {self.traffic.requests} requests, {self.usage['prompt_tokens']} prompt and "
@@ -232,8 +235,9 @@ def _text(choice: dict[str, Any], *, chat: bool) -> str:
 
 def _given_up(prompt: Prompt, fault: Fault, tries: int) -> Completion:
     filled = fault.code in NO_ROOM_CODES or (fault.cause == "400" and any(w in fault.said for w in NO_ROOM_WORDS))
+    how = "refused" if fault.cause == "content_filter" else "no_room" if filled else "error"
     error = fault.said + (f" ({tries} tries)" if tries > 1 else "")
-    return Completion(prompt.id, "", 0, 0, "no_room" if filled else "error", error=error[:500])
+    return Completion(prompt.id, "", 0, 0, how, error=error[:500])
 
 
 # --- the engine by its name -----------------------------------------------------------------------------------------
@@ -283,10 +287,10 @@ def prepare(request: EngineRequest) -> PreparedOpenAI:
     if ("price_in" in options) != ("price_out" in options):
         raise UserError("--price_in and --price_out go together")
     what = "the prompt of every row, with the post in it,"
-    address = check_address(options["api_base"], options.get("allow_remote", False), what)
+    named = options.get("api_key_env") or (DEFAULT_KEY if os.environ.get(DEFAULT_KEY, "").strip() else None)
+    address = check_address(options["api_base"], options.get("allow_remote", False), what, key=named is not None)
     if address.path.endswith(tuple(APIS.values())):
         raise UserError("--api_base is the part before /chat/completions or /completions; leave that off")
-    named = options.get("api_key_env") or (DEFAULT_KEY if os.environ.get(DEFAULT_KEY, "").strip() else None)
     if named is None and not address.loopback:
         raise UserError(
             f"{address.host} needs a key in the environment variable {DEFAULT_KEY}, or in one that --api_key_env names; "

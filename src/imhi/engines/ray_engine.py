@@ -213,7 +213,7 @@ class RayEngine:
         """All prompts in chunks, those that begin alike together: what they share is read once."""
         ordered = sorted(prompts, key=lambda p: ([(shot.query, shot.answer) for shot in p.shots], p.text))
         if self.rows is not None:
-            parts = [ordered[at : at + self.rows] for at in range(0, len(ordered), self.rows)]
+            parts: list[Sequence[Prompt]] = [ordered[at : at + self.rows] for at in range(0, len(ordered), self.rows)]
         else:
             at_once = self.prepared.request.batch_size or (GPU_ROWS if self.prepared.device != "cpu" else CPU_ROWS)
             share = -(-len(prompts) // self.prepared.workers)

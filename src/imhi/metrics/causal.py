@@ -36,7 +36,9 @@ class CausalScorer:
     ----------
     model : a causal model: folder, adapter folder, GGUF file, hub id or embedded name.
     metric : the metric's name, for messages.
-    device, dtype : where and in what the model runs; log-probabilities are taken in float32 and added in float64.
+    device, dtype : where the model runs and what its matrices are multiplied in; log-probabilities are taken in float32
+        and added in float64.  Below float32, what layers add to stays in float32, norms and logits too: mixed
+        precision (Micikevicius et al., "Mixed Precision Training", ICLR 2018).
 
     Raises
     ------
@@ -64,8 +66,16 @@ class CausalScorer:
         generator = load_generator(self.spec, device=self.device, dtype=pick_dtype(self.dtype, self.device))
         if self.device == "cpu":
             keep_freed_memory()
+        if self.dtype != "float32":
+            _widen(generator.model)
+        elif self.device == "cpu":
             pack_linears(generator.model)
         return generator
+
+    @property
+    def precision(self) -> str:
+        """What the model computes in, for a signature."""
+        return self.dtype if self.dtype == "float32" else f"{self.dtype}+float32"
 
     @cached_property
     def start(self) -> int:
@@ -118,8 +128,11 @@ class CausalScorer:
             # The logits of a position foretell the next one.
             wanted[row, len(read) - 1 : len(read) - 1 + len(tokens)] = True
         model = self.generator.model
+        half = torch.autocast(
+            torch.device(self.device).type, pick_dtype(self.dtype, self.device), enabled=self.dtype != "float32"
+        )
         with torch.inference_mode():
-            with _logits_only_at(model, wanted.to(self.device)):
+            with half, _logits_only_at(model, wanted.to(self.device)):
                 logits = model(
                     input_ids=ids.to(self.device), attention_mask=mask.to(self.device), use_cache=False
                 ).logits
@@ -136,6 +149,21 @@ class CausalScorer:
             )
         parts = losses.cpu().double().split([len(tokens) for _, tokens in sequences])
         return [part.sum().item() for part in parts]
+
+
+def _widen(model: Any) -> None:
+    """Hold embeddings, norms and biases in float32, and compute logits in it, in spite of autocast."""
+    import torch
+
+    head = model.get_output_embeddings()
+    for part in (model.get_input_embeddings(), head):
+        if part is not None:
+            part.float()
+    for parameter in model.parameters():
+        if parameter.dim() < 2:
+            parameter.data = parameter.data.float()
+    if head is not None:
+        head.forward = torch.autocast(next(head.parameters()).device.type, enabled=False)(head.forward)
 
 
 @contextmanager

@@ -11,22 +11,28 @@ Both texts are tokenised in one go, as the model would read them.  Whether a tok
 by its place in the joined text: it does if it ends behind the boundary, so that a token across the boundary counts.
 The first token of all has no log-probability and does not count; that matters only where the text that is read and the
 template are empty and the tokenizer puts no token before a text.
+
+An answer without text has no token that could be scored, and the value of no tokens, 0, would be the best of all.
+Where the answer is the scored text, the text "nan" is scored in its place, here and by a server alike: what the
+published ``score.py`` takes an empty answer for (it scores ``str`` of pandas' missing value).  The token that ends a
+text would not do: behind a whole sentence it is more probable than a paraphrase of it, and no server tells it.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import ClassVar
 
 from imhi.errors import UserError
 from imhi.metrics.base import Metric, Signature, Statistics
 from imhi.metrics.causal import CausalScorer, Tally
 from imhi.metrics.gpt_templates import DEFAULT_TEMPLATE, TEMPLATES
-from imhi.metrics.server_logprobs import CompletionServer, TooLong, Unanswered
+from imhi.metrics.server_logprobs import CompletionServer
+from imhi.metrics.server_values import Case, ServerValues
+from imhi.metrics.value_journal import KeepsValues, Unscored
 from imhi.remote import check_address, read_key
-from imhi.talk import say
+from imhi.talk import say, some
 
 __all__ = ["DEFAULT_MODEL", "DIRECTIONS", "GptScore", "parse_direction"]
 
@@ -40,11 +46,10 @@ SPELLINGS = {
     "hypo|ref": "ref-to-hypo",
     "ref->hypo": "ref-to-hypo",
 }
-# Texts tokenised at once, and requests under way at once.
-CHUNK, REQUESTS = 256, 8
-
-# A text that is read, and the text that is scored after it.
-Case = tuple[str, str]
+# What is scored for an answer without text.
+NO_ANSWER = "nan"
+# Texts tokenised at once.
+CHUNK = 256
 
 
 def parse_direction(text: str) -> str:
@@ -57,7 +62,14 @@ def parse_direction(text: str) -> str:
     return direction
 
 
-class GptScore(Metric):
+class _Lacking(Exception):
+    """The pairs without a value, and why."""
+
+    def __init__(self, pairs: frozenset[tuple[str, str]], reasons: list[str]):
+        self.pairs, self.reasons = pairs, reasons
+
+
+class GptScore(KeepsValues, Metric):
     """Mean log P(gold | generated) per token, natural logarithm: below 0, higher is better.
 
     Parameters
@@ -79,13 +91,18 @@ class GptScore(Metric):
     UserError
         No such model, not a causal one, one whose tokenizer does not tell where its tokens stand; a direction from the
         source; flags that contradict each other; an address that may not be sent to; a server that fails its test or
-        ends the scoring (nothing but the dataset at work is lost).
+        ends the scoring.
+    Unscored
+        Rows that a server has no value for, once it was asked about all.
     """
 
     name = "gpt_score"
     lowest = None
     highest = 0.0
-    empty_rule: ClassVar[str] = "what the model gives for the gold after an empty text; an empty scored text scores 0"
+    empty_rule: ClassVar[str] = (
+        "what the model gives for the gold after an empty text; where the answer is scored (generated-given-gold), what "
+        f"it gives for the text {NO_ANSWER!r}; an empty gold scores 0"
+    )
 
     def __init__(
         self,
@@ -106,9 +123,9 @@ class GptScore(Metric):
             raise UserError(f"--gpt_template: no template {template!r}; there are {', '.join(TEMPLATES)}")
         self.template_name, self._template = template, TEMPLATES[template]
         self.batch_size = batch_size
-        self._server: CompletionServer | None = None
         self._scorer: CausalScorer | None = None
-        self._tested = False
+        self._there: ServerValues | None = None
+        self.pays = api_base is not None
         if api_base is not None:
             if model is not None:
                 raise UserError("--gpt_model and --gpt_api_base name two models; leave one out")
@@ -121,8 +138,9 @@ class GptScore(Metric):
                 "every answer and every gold text",
                 flag="--gpt_api_base",
                 leave="--gpt_allow_remote",
+                key=key is not None,
             )
-            self._server = CompletionServer(address, api_model, key)
+            self._there = ServerValues(CompletionServer(address, api_model, key), self._template, metric=self.name)
             return
         for flag, value in (("model", api_model), ("key_env", api_key_env)):
             if value is not None:
@@ -139,11 +157,11 @@ class GptScore(Metric):
     def signature(self) -> Signature:
         if self._scorer is not None:
             model = {"model": self._scorer.model_name, "weights": self._scorer.digest}
-            dtype, libraries = self._scorer.dtype, ["torch", "transformers"]
+            dtype, libraries = self._scorer.precision, ["torch", "transformers"]
         else:
-            assert self._server is not None
+            assert self._there is not None
             # What the server runs under that name it does not prove.
-            model = {"model": self._server.model, "weights": "server"}
+            model = {"model": self._there.server.model, "weights": "server"}
             dtype, libraries = "server", []
         return Signature.of(
             self.name,
@@ -152,6 +170,7 @@ class GptScore(Metric):
                 "direction": DIRECTIONS[self.direction],
                 "template": self.template_name,
                 "words": self._template.digest,
+                **({} if self.direction == "hypo-to-ref" else {"empty_answer": NO_ANSWER}),
                 "dtype": dtype,
             },
             libraries,
@@ -161,8 +180,8 @@ class GptScore(Metric):
     def run_facts(self) -> dict[str, object]:
         if self._scorer is not None:
             return {"device": self._scorer.device, "batch_size": self.batch_size}
-        assert self._server is not None
-        return {"server": self._server.name, "retries": self._server.retries}
+        assert self._there is not None
+        return self._there.facts
 
     @property
     def statistics_columns(self) -> tuple[str, ...]:
@@ -186,11 +205,31 @@ class GptScore(Metric):
     def _cases(self, pair: tuple[str, str]) -> list[Case]:
         """What is asked about a (generated, gold) pair, in the order of the statistics."""
         generated, gold = pair
+        answer = generated if generated.strip() else NO_ANSWER
         return {
             "hypo-to-ref": [(generated, gold)],
-            "ref-to-hypo": [(gold, generated)],
-            "both": [(generated, gold), (gold, generated)],
+            "ref-to-hypo": [(gold, answer)],
+            "both": [(generated, gold), (gold, answer)],
         }[self.direction]
+
+    def statistics(
+        self, generated: Sequence[str], golds: Sequence[str], advance: Callable[[int], object] | None = None
+    ) -> Statistics:
+        try:
+            return super().statistics(generated, golds, advance)
+        except _Lacking as lacking:
+            rows = [str(row) for row, pair in enumerate(zip(generated, golds, strict=True), 1) if pair in lacking.pairs]
+            assert self._there is not None
+            raise Unscored(
+                f"{self.name}: {self._there.server.name} gave no value for {len(rows)} of {len(golds)} rows "
+                f"({some(lacking.reasons, 3)}): {'row' if len(rows) == 1 else 'rows'} {some(rows)}; "
+                + (
+                    f"the others' values are kept in {self.journal}, and the same command asks for these alone"
+                    if self.journal
+                    else "score with --gpt_model"
+                ),
+                code=1,
+            ) from None
 
     def _statistics(self, pairs: Sequence[tuple[str, str]], advance: Callable[[int], object]) -> Statistics:
         needs = {pair: self._cases(pair) for pair in pairs}
@@ -204,7 +243,14 @@ class GptScore(Metric):
             found[case] = (nats, tokens)
             tally.finished(case)
 
-        cut = (self._run_here if self._scorer is not None else self._run_there)(asked, keep)
+        if self._scorer is not None:
+            cut = self._run_here(asked, keep)
+        else:
+            assert self._there is not None
+            cut, lacking = self._there.run(asked, keep, self.journal)
+            if lacking:
+                without = frozenset(pair for pair, cases in needs.items() if not lacking.keys().isdisjoint(cases))
+                raise _Lacking(without, list(dict.fromkeys(lacking.values())))
         self.note = ""
         if cut:
             self.note = (
@@ -272,54 +318,3 @@ class GptScore(Metric):
                 before, scored = scored[:1], scored[1:]
             found.append((array("q", before), array("q", scored)))
         return found, cut
-
-    # --- a server -----------------------------------------------------------------------------------------------------
-
-    def _run_there(self, cases: list[Case], keep: Callable[[Case, float, int], object]) -> int:
-        """Tell ``keep(case, nats, tokens)`` of every case; how many were cut.  UserError once one has no value."""
-        server = self._server
-        assert server is not None
-        cut = done = 0
-        if not cases:
-            return 0
-        try:
-            if not self._tested:
-                server.self_test()
-                self._tested = True
-            with ThreadPoolExecutor(REQUESTS, thread_name_prefix="gpt_score") as pool:
-                try:
-                    waiting = {pool.submit(self._ask, server, case): case for case in cases}
-                    for answered in as_completed(waiting):
-                        nats, tokens, shortened = answered.result()
-                        keep(waiting[answered], nats, tokens)
-                        cut, done = cut + shortened, done + 1
-                except BaseException:
-                    # The other threads must not wait for a server that is gone, nor after Ctrl-C.
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    server.stop()
-                    raise
-        except Unanswered as error:
-            raise UserError(
-                f"{self.name}: {server.name} gave no value for {len(cases) - done} of {len(cases)} texts ({error}); "
-                "nothing is lost: what was scored before this dataset is kept, and the same command goes on with it",
-                code=1,
-            ) from None
-        finally:
-            server.close()
-        return cut
-
-    def _ask(self, server: CompletionServer, case: Case) -> tuple[float, int, bool]:
-        """Nats and tokens of a case, and whether it was cut; a server tells only that a text is too long."""
-        given, scored = case
-        while True:
-            before = self._template.before(given)
-            try:
-                return (*server.nats(before + scored, len(before)), (given, scored) != case)
-            except TooLong:
-                # A quarter at a time from where it may be missed: the beginning of what is read, then the end.
-                if given:
-                    given = given[max(64, len(given) // 4) :]
-                elif len(scored) > 64:
-                    scored = scored[: -max(64, len(scored) // 4)]
-                else:
-                    raise

@@ -73,7 +73,7 @@ class InformationGain(Metric):
                 "weights": self._scorer.digest,
                 "value": "1-I(ref|gen)/I(ref)",
                 "max_tokens": MAX_TOKENS,
-                "dtype": self._scorer.dtype,
+                "dtype": self._scorer.precision,
             },
             ["torch", "transformers"],
         )

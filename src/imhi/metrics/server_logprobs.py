@@ -1,8 +1,6 @@
 """Log-probabilities of texts from an OpenAI-compatible server: ``/v1/completions`` with echo and logprobs.
 
-Servers that answer such a request wrongly exist in two kinds: those that ignore ``echo`` (llama.cpp's own server), and
-those that give each token the log-probability of the place beside it (llama-cpp-python, for models without a token
-that begins a text).  Both give numbers that look like scores, so a server is put to a test before the first score.
+Servers answer such requests wrongly, too: `imhi.metrics.self_test`.
 
 What is sent stands in no message, and no part of a server's answer does either: servers repeat texts in errors.
 """
@@ -21,47 +19,39 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-from imhi.errors import UserError
 from imhi.metrics.echoed import Echo, Unusable, choice_of
 from imhi.remote import Address, is_loopback
+from imhi.talk import say
 
-__all__ = ["TOLERANCE", "CompletionServer", "TooLong", "Unanswered"]
+__all__ = ["CompletionServer", "GaveUp", "TooLong", "Unanswered", "Unscorable"]
 
-# Nats between a token's log-probability when it was chosen and when it is echoed: bfloat16 in two batch shapes stays
-# below it, another token's value hardly ever does.
-TOLERANCE = 0.05
-# Seconds: for one request, for the first pause after a failure (doubled each time), and for any pause at most.
+# Seconds: for one request, for the first pause after a failure (doubled each time), and for such a pause at most.
 TIMEOUT, FIRST_PAUSE, LONGEST_PAUSE = 120.0, 0.5, 60.0
+# As in `imhi.engines.http_client`: a longer wait than this is not sat through, and one from here on is told, in seconds.
+LONGEST_ASKED_WAIT, TOLD_WAIT = 3600.0, 10.0
 ATTEMPTS = 6
 # An answer is some hundred bytes a token; a server gone wrong must not fill the memory.
 MOST_BYTES = 64 << 20
 PASSING = frozenset([408, 409, 425, 429, 500, 502, 503, 504])
+# Refusals of what was asked, not of who asks.
+OF_THE_TEXT = frozenset([400, 422])
 # How servers word that a prompt does not fit, in the body of a 400 or 413.
 LENGTH_WORDS = ("context length", "context_length", "context window", "max_model_len", "too long", "too many tokens")
 
-# Made up for the test; different endings, so that one of them is followed by a token that stays whole.
-PROBES = (
-    "The poster writes that they cannot sleep and feel",
-    "My sister called me yesterday. She",
-    "One, two, three, four,",
-    "Question: What is the stress cause of this post?\nAnswer:",
-    "They moved to another town and have not made any",
-    "I wrote a long letter to my friend because",
-    "Work has been hard since",
-    "On Monday the doctor said:",
-    "There is nothing left to say\n",
-    "The rent, the car (",
-    "no no no",
-    "A B C D",
-)
-PROBES_NEEDED = 2
-
 
 class Unanswered(Exception):
-    """Why a text has no value, in words that hold nothing of the texts."""
+    """Why a text has no value, in words that hold nothing of the texts; of this class itself: no text will get one."""
 
 
-class TooLong(Unanswered):
+class GaveUp(Unanswered):
+    """A failure that might have passed did not, as often as the text was asked about: its fault, or the server's."""
+
+
+class Unscorable(Unanswered):
+    """The server answers, but has no value for this text; it may have one for others."""
+
+
+class TooLong(Unscorable):
     """The server says that the text does not fit its model."""
 
 
@@ -101,6 +91,7 @@ class CompletionServer:
         self.new_tokens = 0
         self.retries = 0
         self._stopped = threading.Event()
+        self._not_before = 0.0
         self._local = threading.local()
         self._open: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
@@ -113,92 +104,39 @@ class CompletionServer:
     def nats(self, text: str, boundary: int) -> tuple[float, int]:
         """-log P of `text` from character `boundary` on, given what stands before, and its number of tokens.
 
-        Natural logarithm; a token across the boundary counts.  Raises Unanswered, TooLong.
+        Natural logarithm; a token across the boundary counts.  Raises TooLong, Unscorable, GaveUp, Unanswered.
         """
         try:
-            return self._echo(text).nats(boundary)
+            return self.echo(text).nats(boundary)
         except Unusable as error:
-            raise Unanswered(str(error)) from None
+            raise Unscorable(str(error)) from None
+        except _Refused as error:
+            if error.status in OF_THE_TEXT:
+                raise Unscorable(str(error)) from None
+            raise
 
-    def self_test(self) -> None:
-        """Compare log-probabilities of greedy tokens with those of the same tokens echoed.
-
-        Raises UserError, which names the fault, unless they agree to `TOLERANCE` on `PROBES_NEEDED` prompts.
-        """
-        agreed = 0
-        try:
-            for probe in PROBES:
-                agreed += self._agrees_on(probe)
-                if agreed == PROBES_NEEDED:
-                    return
-        except (Unusable, Unanswered) as error:
-            raise UserError(
-                f"--gpt_api_base: {self.name} cannot score texts: {error}; GPT-score needs /v1/completions that echoes "
-                "a prompt with its log-probabilities (vLLM does), or a model of this machine's (--gpt_model)",
-                code=1,
-            ) from None
-        raise UserError(
-            f"--gpt_api_base: {self.name} could not be tested: of {len(PROBES)} made-up prompts, {agreed} came back "
-            f"split into tokens as they were answered, and {PROBES_NEEDED} are needed; score with --gpt_model",
-            code=1,
-        )
-
-    def _agrees_on(self, probe: str) -> bool:
-        """Whether the token that follows `probe` has the same value chosen and echoed; False where it cannot be told.
-
-        Raises Unusable where it has another.
-        """
-        choice, logprobs = choice_of(self._complete(probe, max_tokens=1, echo=False))
-        tokens, values = logprobs["tokens"], logprobs["token_logprobs"]
-        if not tokens:
-            return False
-        token, value = tokens[0], values[0]
-        if value is None:
-            raise Unusable("it gives no log-probabilities (logprobs)")
-        if not token.strip() or token.strip() != str(choice.get("text", "")).strip() or not token.isprintable():
-            return False
-        sent = probe + token
-        echo, span = self._echo(sent), (len(probe), len(sent))
-        if not echo.spans or echo.spans[-1] != span:
-            return False  # In one text, the token was joined to what stands before it.
-        found = echo.values[-1]
-        if found is None:
-            raise Unusable("it gives no log-probabilities of the text that was sent, for all that it echoes it")
-        if abs(found - value) <= TOLERANCE:
-            return True
-        # With more behind it: the value may stand one place on.
-        if _stands_beside(echo, span, token, value) or _stands_beside(self._echo(sent + " ."), span, token, value):
-            raise Unusable(
-                "its log-probabilities of an echoed text are shifted by one token: each stands beside its token, or is "
-                "that of the token coming once more"
-            )
-        raise Unusable(
-            f"a token's log-probability is {value:.3f} when it is chosen and {found:.3f} when it is echoed "
-            f"(more than {TOLERANCE} apart)"
-        )
-
-    def _echo(self, text: str) -> Echo:
+    def echo(self, text: str) -> Echo:
         """What the server says of `text`, with as few new tokens as it can be brought to make.
 
         Raises Unusable, Unanswered, TooLong.
         """
         if not self.new_tokens:
             try:
-                answer = self._complete(text, max_tokens=0, echo=True)
+                answer = self.complete(text, max_tokens=0, echo=True)
                 if not _goes_on(answer, text):
                     return Echo.of(answer, text)
                 # Some take 0 for "no limit".
             except _Refused as error:
-                if error.status not in (400, 422):
+                if error.status not in OF_THE_TEXT:
                     raise
-        echo = Echo.of(self._complete(text, max_tokens=1, echo=True), text, 1)
+        echo = Echo.of(self.complete(text, max_tokens=1, echo=True), text, 1)
         self.new_tokens = 1
         return echo
 
     # --- one request --------------------------------------------------------------------------------------------------
 
-    def _complete(self, prompt: str, *, max_tokens: int, echo: bool) -> Any:
-        """The server's answer, asked for again after failures that may pass.  Raises Unanswered, TooLong."""
+    def complete(self, prompt: str, *, max_tokens: int, echo: bool) -> Any:
+        """The server's answer, asked for again after failures that may pass.  Raises TooLong, GaveUp, Unanswered."""
         body = json.dumps(
             {
                 "model": self.model,
@@ -209,20 +147,36 @@ class CompletionServer:
                 "echo": echo,
             }
         ).encode()
+        pause = 0.0
         for attempt in range(1, self.attempts + 1):
+            self._wait(pause)
             try:
                 return self._request(body)
             except _Passing as error:
-                if attempt == self.attempts:
-                    raise Unanswered(f"{error}, {attempt} times") from None
-                if error.wait > LONGEST_PAUSE:
+                if error.wait > LONGEST_ASKED_WAIT:
                     raise Unanswered(f"{error}, and it asks to wait {error.wait:.0f} s") from None
+                self._put_off(error.wait)
+                if attempt == self.attempts:
+                    raise GaveUp(f"{error}, {attempt} times") from None
                 with self._lock:
                     self.retries += 1
                 pause = min(LONGEST_PAUSE, self.first_pause * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
-                if self._stopped.wait(max(pause, error.wait)):
-                    raise Unanswered("not asked any more") from None
         raise AssertionError("unreachable")
+
+    def _put_off(self, seconds: float) -> None:
+        """Let no thread send anything for so long: what one is told, the others would be told too."""
+        with self._lock:
+            tell = seconds >= TOLD_WAIT and self._not_before <= time.monotonic()
+            self._not_before = max(self._not_before, time.monotonic() + seconds)
+        if tell:
+            say(f"{self.address.host} asks to wait {seconds:.0f} s; nothing is sent until then")
+
+    def _wait(self, pause: float) -> None:
+        """So many seconds, and until the server takes requests.  Raises Unanswered once nothing more is asked."""
+        end = time.monotonic() + pause
+        while (rest := max(end, self._not_before) - time.monotonic()) > 0:
+            if self._stopped.wait(rest):
+                raise Unanswered("not asked any more")
 
     def _request(self, body: bytes) -> Any:
         if self._stopped.is_set():
@@ -293,7 +247,7 @@ class CompletionServer:
         if status in PASSING:
             return _Passing(words, _seconds(retry_after))
         said = payload[: 1 << 16].decode("utf-8", errors="replace").lower()
-        if status == 413 or (status in (400, 422) and any(sign in said for sign in LENGTH_WORDS)):
+        if status == 413 or (status in OF_THE_TEXT and any(sign in said for sign in LENGTH_WORDS)):
             return TooLong(f"{words}: the text is longer than its model takes")
         hints = {
             401: ": --gpt_api_key_env names the environment variable with the key",
@@ -323,8 +277,12 @@ class CompletionServer:
             raise Unanswered("its name does not stand for this machine any more")
 
     def stop(self) -> None:
-        """Ask for nothing more, and end what is under way."""
+        """Ask for nothing more; what is under way still comes in."""
         self._stopped.set()
+
+    def drop(self) -> None:
+        """Ask for nothing more, and end what is under way."""
+        self.stop()
         with self._lock:
             for connection in self._open:
                 _shut(connection)
@@ -351,14 +309,6 @@ class _Refused(Unanswered):
     def __init__(self, reason: str, status: int):
         super().__init__(reason)
         self.status = status
-
-
-def _stands_beside(echo: Echo, span: tuple[int, int], token: str, value: float) -> bool:
-    """Whether the token at `span` has its value one place off, among the values or the most probable tokens there."""
-    places = [at for at, found in enumerate(echo.spans) if found == span]
-    near = [at + step for at in places for step in (-1, 1) if 0 <= at + step < len(echo.spans)]
-    given = [found for at in near for found in (echo.values[at], echo.tops[at].get(token))]
-    return any(found is not None and abs(found - value) <= TOLERANCE for found in given)
 
 
 def _goes_on(answer: Any, sent: str) -> bool:
