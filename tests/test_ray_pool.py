@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +15,16 @@ from hypothesis import given, strategies
 from imhi.commands import run_script
 from imhi.engines import ray_pool
 from imhi.engines.ray_flags import absolute, gpus_each
-from imhi.engines.ray_pool import RayPool, open_pool, pack, remove_left_folders, require_ray, threads_that_fit, unpack
+from imhi.engines.ray_pool import (
+    RayPool,
+    _await_ray_data,
+    open_pool,
+    pack,
+    remove_left_folders,
+    require_ray,
+    threads_that_fit,
+    unpack,
+)
 from imhi.errors import UserError
 from imhi.locks import only_process
 
@@ -229,3 +240,12 @@ def test_a_cluster_that_does_not_start_is_tried_again(failures, started, tmp_pat
         assert not tmp_path.exists()
     assert len(tries) == 3
     assert capsys.readouterr().err.count("trying again") == 2
+
+
+def test_ray_data_s_threads_are_waited_for():
+    """One that is still at work when the cluster ends would end the process too."""
+    ended = []
+    thread = threading.Thread(target=lambda: (time.sleep(0.3), ended.append(True)), name="StreamingExecutor-dataset_1")
+    thread.start()
+    _await_ray_data()
+    assert ended

@@ -132,3 +132,19 @@ def test_other_responses_than_the_pool_was_given_are_no_labels(labelers):
     pooled = over_workers(labelers, opened, {"DR": ["Yes."]}, FakePool())
     with pytest.raises(ValueError, match="other responses of DR"):
         pooled["DR"].label(DATASETS["DR"], ["No."])
+
+
+def test_workers_are_heard_to_the_end(labelers):
+    """A cluster that ends while a worker's last word is under way ends badly."""
+    ended = []
+
+    class Watched(FakePool):
+        def stream(self, make, chunks, again):
+            yield from super().stream(make, chunks, again)
+            ended.append(True)
+
+    pooled = over_workers(labelers, opened, {"DR": ["Yes."], "SAD": ["School."]}, Watched())
+    pooled["DR"].label(DATASETS["DR"], ["Yes."])
+    assert not ended
+    pooled["SAD"].label(DATASETS["SAD"], ["School."])
+    assert ended

@@ -21,6 +21,7 @@ import socket
 import stat
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -48,6 +49,9 @@ STARTS = 3
 LOST_IN_A_PASS = 4
 # Passes in a row that bring nothing.
 FRUITLESS = 2
+# How the names of Ray Data's threads in the driver begin, and the seconds that they may take to end.
+DATA_THREADS = ("StreamingExecutor", "ray-data-", "iter_threaded", "Prefetcher", "map_tp_")
+LAST_SECONDS = 30
 
 # What `RayPool.stream` runs in a worker: a chunk in, parts of its result out, each sent at once.
 Work = Callable[[Any], Iterator[Any]]
@@ -187,6 +191,7 @@ class RayPool:
         """Let the cluster go, whatever is still at work; one of the pool's own ends, and its folder is removed."""
         for running in self._running:
             running.close()
+        _await_ray_data()
         self._ray.shutdown()
         self._remove_folder()
 
@@ -287,6 +292,17 @@ class RayPool:
             for batch in batches:
                 for packed in batch["part"].to_pylist():
                     yield unpack(packed)
+
+
+def _await_ray_data() -> None:
+    """Wait for Ray Data's threads: one that looks for the cluster behind its end takes the whole process with it.
+
+    Ray itself waits two seconds for them, which a busy machine may need for a single turn of theirs.
+    """
+    deadline = time.monotonic() + LAST_SECONDS
+    for thread in threading.enumerate():
+        if thread.name.startswith(DATA_THREADS):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def remove_left_folders(home: Path) -> None:

@@ -61,6 +61,7 @@ class _Shared:
         self.texts = texts
         chunks = [chunk for name, given in texts.items() for chunk in cut(name, given, pool.workers)]
         self._stream = pool.stream(make, chunks, self._again)
+        self._left = set(texts)
         self._came: set[tuple[str, tuple[int, ...]]] = set()
         self._results: dict[str, list[tuple[tuple[int, ...], LabelResult]]] = defaultdict(list)
 
@@ -83,6 +84,11 @@ class _Shared:
             rows, result = found.pop()
             left -= len(rows)
             yield rows, result
+        self._left.discard(name)
+        if not self._left:
+            # To its end: a worker's word that this was all is still under way.
+            for _ in self._stream:
+                pass
 
 
 @dataclass(frozen=True)
