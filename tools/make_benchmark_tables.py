@@ -284,6 +284,40 @@ def agreement(result: Mapping[str, Any]) -> str:
 
 
 # What is measured, where its ratio stands in the result files, and the least that it should be.
+RAY_SIDES = {
+    "one": "one process, a thread for every core",
+    "ray": "Ray workers that share the cores",
+    "relay": "Ray workers that answer at once",
+}
+
+
+def ray(result: Mapping[str, Any]) -> str:
+    headers = ["side", "rows", "seconds", "start-up", "rows/s", "rows/s with start-up"]
+    rows = [
+        [
+            RAY_SIDES[name],
+            f"{side['rows']:,.0f}",
+            f"{side['seconds']:.1f}",
+            f"{side['startup_seconds']:.1f}",
+            f"{side['rows_per_second']:,.2f}",
+            f"{side['rows_per_second_with_startup']:,.2f}",
+        ]
+        for name, side in result["sides"].items()
+    ]
+    ratios, relay = result["ratios"], result["sides"]["relay"]
+    turns = max(turn["turn"] for turn in result["turns"])
+    busy = max(turn["load_average_before"] or 0 for turn in result["turns"])
+    return (
+        f"{result['sides']['one']['rows']:,} rows ({result['data']}), {result['model']}, at most "
+        f"{result['max_new_tokens']} new tokens, {result['workers']} workers, medians of {turns} turns: "
+        f"**{ratios['steady']:.2f} times** the rows/s of one process when all is loaded, {ratios['with_startup']:.2f} with "
+        f"start-up; {100 * result['equal_answers']:.1f} % of the answers equal; load average of the machine before a turn "
+        f"{busy:g} at most.\n\n{markdown_table(headers, rows)}\n\n"
+        f"The driver holds {relay['memory_per_prompt'] + relay['memory_per_answer']:,.0f} bytes a row, "
+        f"{relay['peak_memory'] / 2**20:,.0f} MiB at most. {where(result)} Ray {result['ray']}."
+    )
+
+
 BARS: tuple[tuple[str, str, tuple[str, ...], float], ...] = (
     (
         "generation in float32, against the published loop",
@@ -319,6 +353,7 @@ BARS: tuple[tuple[str, str, tuple[str, ...], float], ...] = (
     ("BART-score, BART-large shape, float32", "bartscore-cpu", ("ratios", "toolkit"), 2.5),
     ("BART-score, BART-large shape, bfloat16", "bartscore-cpu", ("ratios", "toolkit-bf16"), 2.5),
     ("ROUGE and BLEU of 8,169 pairs", "text-metrics-cpu", ("ratio",), 10),
+    ("two Ray workers of one thread, against one process with two threads", "ray-cpu", ("ratios", "steady"), 0.9),
 )
 
 
@@ -347,6 +382,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "text-metrics-bertscore-cpu": overlap,
     "openai-client-cpu": client,
     "vllm-agreement-cpu": agreement,
+    "ray-cpu": ray,
 }
 
 

@@ -18,9 +18,9 @@ from imhi.metrics.server_logprobs import CompletionServer, Unanswered
 
 __all__ = ["PROBES", "TOLERANCE", "self_test"]
 
-# Nats between a token's log-probability when it was chosen and when it is echoed: bfloat16 in two batch shapes stays
-# below it, another token's value hardly ever does.
-TOLERANCE = 0.05
+# Nats between a token's log-probability when it was chosen and when it is echoed: a step of bfloat16 between two batch
+# shapes, 0.125 where logits are 16 or more, stays below it; another token's value seldom does, and twice hardly ever.
+TOLERANCE = 0.2
 # The same for each of several tokens: of so many, one may lie two steps of bfloat16 off where logits are large.
 TOLERANCE_EACH = 0.25
 
