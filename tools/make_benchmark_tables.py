@@ -273,8 +273,9 @@ def agreement(result: Mapping[str, Any]) -> str:
     environment = result["environment"]
     commit = (environment["git"] or {}).get("commit", "unknown")[:7]
     libraries = environment["libraries"]
+    adapter = f" with the adapter {Path(result['lora_path']).name}" if result["lora_path"] else ""
     return (
-        f"{result['rows']} rows of the released test files, {result['model']}, {result['dtype']}, greedy, at most "
+        f"{result['rows']} rows of the released test files, {result['model']}{adapter}, {result['dtype']}, greedy, at most "
         f"{result['max_new_tokens']} new tokens ({result['new_tokens']:,} in all): the same token ids in "
         f"{result['rows_equal']} of {result['rows']} rows.\n\n"
         + (f"{markdown_table(headers, parted)}\n\n" if parted else "")
@@ -283,7 +284,6 @@ def agreement(result: Mapping[str, Any]) -> str:
     )
 
 
-# What is measured, where its ratio stands in the result files, and the least that it should be.
 RAY_SIDES = {
     "one": "one process, a thread for every core",
     "ray": "Ray workers that share the cores",
@@ -318,6 +318,7 @@ def ray(result: Mapping[str, Any]) -> str:
     )
 
 
+# What is measured, where its ratio stands in the result files, and the least that it should be.
 BARS: tuple[tuple[str, str, tuple[str, ...], float], ...] = (
     (
         "generation in float32, against the published loop",
@@ -382,6 +383,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "text-metrics-bertscore-cpu": overlap,
     "openai-client-cpu": client,
     "vllm-agreement-cpu": agreement,
+    "vllm-agreement-adapter-cpu": agreement,
     "ray-cpu": ray,
 }
 
