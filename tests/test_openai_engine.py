@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import io
+import functools
 import json
 import os
 import re
@@ -881,19 +882,21 @@ def journal_ids(out: Path) -> set[str]:
 def test_ctrl_c_waits_for_what_is_under_way_and_journals_it(many_rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with Stub(always("late 0.4")) as stub:
-        asking = command(stub, many_rows, out, "--limit", "2000", "--concurrency", "10")
-        process = subprocess.Popen(asking, cwd=SOURCE, stderr=subprocess.PIPE, text=True)
+        asking = command(stub, many_rows, out, "--limit", "200", "--concurrency", "10")
+        # A shell's background job, as the tests may be, hands on that it ignores the signal.
+        heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(asking, cwd=SOURCE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
         while len(stub.log) < 25:
             time.sleep(0.01)
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=60)
         assert process.returncode == 130, said[-2000:]
         assert "requests under way (Ctrl-C again drops them)" in said and "interrupted: what was finished" in said
         time.sleep(0.5)
         assert sorted(row_of(asked.prompt) for asked in stub.log) == sorted(journal_ids(out))
         # No more were sent; how many until the signal arrived is the machine's affair.
-        assert len(stub.log) < 2000
+        assert len(stub.log) < 200
 
 
 def test_too_many_failures_end_a_run_with_every_paid_answer_in_the_journal(many_rows: Path, tmp_path: Path) -> None:
